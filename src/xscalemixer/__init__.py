@@ -1,1 +1,51 @@
-"""xscalemixer: hourly regional weather forecasts from any dataset, by a global and a regional network that talk to each other."""
+"""Hourly regional weather forecasts from any xarray dataset, by a global and a regional network that talk to each other.
+
+>>> import xscalemixer as xsm
+>>> gfs = xsm.open("gfs.grib2")  # doctest: +SKIP
+>>> fc = gfs.scalemixer.forecast(hours=48)  # doctest: +SKIP
+"""
+
+from importlib import import_module
+
+from xscalemixer._version import __version__
+
+# name -> module; imported on first use, so that `import xscalemixer` costs little and never imports torch
+_LAZY = {
+    "open": "readers",
+    "regrid": "regridding",
+    "Grid": "grids",
+    "Report": "report",
+    "check": "forecasting",
+    "forecast": "forecasting",
+    "key_positions": "forecasting",
+    "load": "pretrained",
+    "models": "pretrained",
+    "train": "training",
+    "TrainConfig": "training",
+    "Stage": "training",
+    "plot": "plotting",
+    "plot_overview": "plotting",
+    "to_weatherbench2": "layouts",
+    "to_cfgrib": "layouts",
+    "to_forecast": "layouts",
+    "InputError": "errors",
+    "SchemaError": "errors",
+    "GridError": "errors",
+    "TimeError": "errors",
+    "CheckpointError": "errors",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'xscalemixer' has no attribute {name!r}")
+    return getattr(import_module(f"xscalemixer.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+from xscalemixer import accessor as _accessor  # noqa: E402, F401  registers .scalemixer

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 
 from xscalemixer.errors import GridError
+from xscalemixer.projections import EARTH_RADIUS, crs_of, to_projection
 
-__all__ = ["Grid"]
+if TYPE_CHECKING:
+    from pyproj import CRS
 
-EARTH_RADIUS = 6_371_229.0  # m, the sphere of GRIB edition 2 code table 3.2, entry 6
+__all__ = ["CurvilinearGrid", "Grid", "cell_edges", "grid_of", "unit_vectors"]
+
+_RECTILINEAR = 0.01  # share of a cell by which projected rows and columns may wander (rounded coordinates do)
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,9 @@ class Grid:
         >>> Grid.regular(54, 70, "0.05", (721, 1401)).longitude[-1]
         140.0
         """
-        north, west, step = (Fraction(str(value)).limit_denominator(10**6) for value in (north, west, step))
+        top, left, by = (Fraction(str(value)).limit_denominator(10**6) for value in (north, west, step))
         rows, columns = shape
-        return cls(tuple(float(north - i * step) for i in range(rows)), tuple(float(west + j * step) for j in range(columns)))
+        return cls(tuple(float(top - i * by) for i in range(rows)), tuple(float(left + j * by) for j in range(columns)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,13 +81,23 @@ class Grid:
 
     @cached_property
     def latitude_bounds(self) -> np.ndarray:
-        """Cell edges, degrees north, shape (H + 1,), north to south, clipped at the poles."""
-        return np.clip(_edges(np.array(self.latitude)), -90.0, 90.0)
+        """Cell edges, degrees north, shape (H + 1,), north to south, clipped at the poles.
+
+        On a grid around the globe an outer row reaches the pole when no further row would fit in between, as on Gaussian
+        grids (which have no row at the pole) and on global grids that leave a pole row out.
+        """
+        centers = np.array(self.latitude)
+        edges = np.clip(cell_edges(centers), -90.0, 90.0)
+        if self.periodic:
+            north, south = (centers[0] - centers[1]) / 2, (centers[-2] - centers[-1]) / 2
+            edges[0] = 90.0 if 90.0 - edges[0] <= north + 1e-6 else edges[0]
+            edges[-1] = -90.0 if edges[-1] + 90.0 <= south + 1e-6 else edges[-1]
+        return edges
 
     @cached_property
     def longitude_bounds(self) -> np.ndarray:
         """Cell edges, degrees east, shape (W + 1,), west to east."""
-        return _edges(np.array(self.longitude))
+        return cell_edges(np.array(self.longitude))
 
     @cached_property
     def periodic(self) -> bool:
@@ -127,7 +143,144 @@ class Grid:
         return f"{self.shape[0]} x {self.shape[1]} ({step}, {lat[-1]:.2f}..{lat[0]:.2f} N, {lon[0]:.2f}..{lon[-1]:.2f} E)"
 
 
-def _edges(centers: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class CurvilinearGrid:
+    """Grid with two-dimensional coordinates, on a map projection or not.
+
+    Parameters
+    ----------
+    latitude, longitude : np.ndarray, shape (H, W)
+        Cell centers in degrees north and east.
+    crs : pyproj.CRS, optional
+        Map projection in which rows and columns are straight and orthogonal; None when it is not known.
+
+    Raises
+    ------
+    GridError
+        If the coordinates are not two finite arrays of one shape, at least 2 x 2.
+    """
+
+    latitude: np.ndarray
+    longitude: np.ndarray
+    crs: CRS | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "latitude", np.asarray(self.latitude, dtype=float))
+        object.__setattr__(self, "longitude", np.asarray(self.longitude, dtype=float))
+        problems = []
+        if self.latitude.shape != self.longitude.shape or self.latitude.ndim != 2 or min(self.latitude.shape) < 2:
+            shapes = f"latitude {self.latitude.shape} and longitude {self.longitude.shape}"
+            problems.append(f"{shapes}; needed two arrays of one shape, at least 2 x 2")
+        if not (np.isfinite(self.latitude).all() and np.isfinite(self.longitude).all()):
+            problems.append("coordinates contain NaN or infinity; crop the dataset to where they are known")
+        if np.abs(self.latitude).max(initial=0, where=np.isfinite(self.latitude)) > 90 + 1e-6:
+            problems.append(f"latitudes up to {np.abs(self.latitude).max():g}; needed -90..90 degrees")
+        if problems:
+            raise GridError("this is not a curvilinear grid", problems)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W): number of rows and columns."""
+        return self.latitude.shape
+
+    @property
+    def projection(self) -> str:
+        """Kind of projection in words."""
+        if self.crs is None:
+            return "projection unknown"
+        return self.crs.coordinate_operation.method_name if self.crs.coordinate_operation else self.crs.name
+
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Projected coordinates ``(y, x)``, shapes (H,) and (W,), m or (rotated poles) degrees.
+
+        Raises
+        ------
+        GridError
+            If the projection is not known, or rows or columns are not straight in it, to one hundredth of a cell.
+        """
+        if self.crs is None:
+            raise GridError(
+                "this grid has no projected axes",
+                ["the projection is not known; add one: ds['crs'] = xr.DataArray(0, attrs=pyproj.CRS(...).to_cf())"],
+            )
+        y, x = to_projection(self.crs, self.latitude, self.longitude)
+        if self.crs.is_geographic:
+            x = np.unwrap(np.unwrap(x, period=360.0, axis=1), period=360.0, axis=0)
+        axes = y.mean(axis=1), x.mean(axis=0)
+        steps = [np.diff(axis) for axis in axes]
+        off = max(
+            np.abs(y - axes[0][:, None]).max() / np.abs(steps[0]).min(),
+            np.abs(x - axes[1][None, :]).max() / np.abs(steps[1]).min(),
+        )
+        one_way = all(np.all(step > 0) or np.all(step < 0) for step in steps)
+        if not (one_way and off <= _RECTILINEAR):
+            raise GridError(
+                f"the coordinates do not belong to the projection ({self.projection})",
+                [f"rows and columns wander by {off:.2g} cells when projected; needed at most {_RECTILINEAR} of a cell. "
+                 "Correct the grid_mapping (standard parallels, central longitude, shape of the earth)"],
+            )  # fmt: skip
+        return axes
+
+    @cached_property
+    def area(self) -> np.ndarray:
+        """Cell areas in m2, shape (H, W), from the spacing of neighboring centers on a sphere."""
+        return EARTH_RADIUS**2 * np.linalg.norm(np.cross(*np.gradient(self.points, axis=(0, 1))), axis=-1)
+
+    @property
+    def points(self) -> np.ndarray:
+        """Cell centers as unit vectors, shape (H, W, 3)."""
+        return unit_vectors(self.latitude, self.longitude)
+
+    def __str__(self) -> str:
+        step = np.sqrt(self.area.mean()) / 1000
+        south, north = self.latitude.min(), self.latitude.max()
+        return f"{self.shape[0]} x {self.shape[1]} curvilinear, {self.projection} ({step:.3g} km, {south:.2f}..{north:.2f} N)"
+
+
+def grid_of(ds: xr.Dataset) -> Grid | CurvilinearGrid:
+    """Describe the horizontal grid of a dataset in canonical form.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        With coordinates ``latitude`` and ``longitude``, either 1-D dimensions or both 2-D over the same two dimensions.
+
+    Returns
+    -------
+    Grid or CurvilinearGrid
+
+    Raises
+    ------
+    GridError
+        If the coordinates are missing, not of these forms, or not ordered.
+    """
+    missing = [name for name in ("latitude", "longitude") if name not in ds.coords]
+    if missing:
+        raise GridError(
+            "the horizontal grid cannot be found",
+            [f"no coordinate {' and '.join(missing)}; found {', '.join(map(str, ds.coords)) or 'none'}. "
+             "Rename yours: ds.rename(lat='latitude', lon='longitude')"],
+        )  # fmt: skip
+    latitude, longitude = ds["latitude"], ds["longitude"]
+    if latitude.dims == ("latitude",) and longitude.dims == ("longitude",):
+        return Grid(tuple(latitude.values), tuple(longitude.values))
+    if latitude.ndim == 2 and latitude.dims == longitude.dims:
+        return CurvilinearGrid(latitude.values, longitude.values, crs_of(ds))
+    raise GridError(
+        "the horizontal grid cannot be used",
+        [f"latitude has dimensions {latitude.dims} and longitude {longitude.dims}; needed ('latitude',) and ('longitude',), "
+         "or the same two dimensions for both. Scattered points (stations, reduced Gaussian grids) must be gridded first"],
+    )  # fmt: skip
+
+
+def cell_edges(centers: np.ndarray) -> np.ndarray:
     """Midpoints between centers, the outer cells as wide as their inner half says; shape (n,) -> (n + 1,)."""
     middle = (centers[:-1] + centers[1:]) / 2
     return np.concatenate([[2 * centers[0] - middle[0]], middle, [2 * centers[-1] - middle[-1]]])
+
+
+def unit_vectors(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Positions in degrees as unit vectors from the center of the earth, shape (...) -> (..., 3)."""
+    lat, lon = np.deg2rad(latitude), np.deg2rad(longitude)
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)

@@ -1,0 +1,102 @@
+"""Command line: ``python -m xscalemixer demo | check FILE | forecast FILE | models``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import xscalemixer as xsm
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (1: the input cannot be used)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return options.run(options)
+    except xsm.InputError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="xscalemixer", description=xsm.__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser("demo", help="48-hour forecast from the sample that comes with the package")
+    demo.add_argument("--output", type=Path, default=Path("output"), help="folder for forecast.nc and forecast.png")
+    demo.set_defaults(run=_demo)
+    check = commands.add_parser("check", help="what fits, what is converted, what is missing")
+    forecast = commands.add_parser("forecast", help="forecast from a GRIB, NetCDF or Zarr file")
+    for command in (check, forecast):
+        command.add_argument("file")
+        command.add_argument("--model", help="name or folder; see the command models")
+        command.add_argument("--init-time", help="start, e.g. 2011-01-15T12; default: the last time in the file")
+        command.add_argument("--rh-phase", choices=("water", "mixed", "ice"), help="what relative humidity refers to")
+    check.set_defaults(run=_check)
+    forecast.add_argument("--hours", type=int, default=48)
+    forecast.add_argument("--to", type=Path, default=Path("forecast.zarr"), help="Zarr store to write")
+    forecast.add_argument("--resume", action="store_true", help="go on with an unfinished store")
+    forecast.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    forecast.set_defaults(run=_forecast)
+    commands.add_parser("models", help="models by name").set_defaults(run=_models)
+    return parser
+
+
+def _say(text: object) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    begun = time.perf_counter()
+    source = xsm.sample()
+    _say(source.scalemixer.check())
+    fc = source.scalemixer.forecast(hours=48)
+    options.output.mkdir(parents=True, exist_ok=True)
+    file, picture = options.output / "forecast.nc", options.output / "forecast.png"
+    fc.to_netcdf(file)
+    xsm.plot_overview(fc, picture)
+    _say(f"\n{fc.attrs['title']}, valid {_span(fc)}")
+    for name in ("t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"):
+        low, mean, high = (float(getattr(fc[name], how)()) for how in ("min", "mean", "max"))
+        _say(f"  {name:5} {low:12.5g} .. {high:12.5g}  mean {mean:12.5g} {fc[name].attrs['units']}")
+    _say(f"\nforecast  {file}\nmap       {picture}\n{time.perf_counter() - begun:.0f} s")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    report = xsm.check(xsm.open(options.file), **_inputs(options))
+    _say(report)
+    return 0 if report.ok else 1
+
+
+def _forecast(options: argparse.Namespace) -> int:
+    fc = xsm.forecast(
+        xsm.open(options.file), options.hours, to=options.to, resume=options.resume, overwrite=options.overwrite, **_inputs(options)
+    )
+    _say(f"{fc.attrs['title']}, valid {_span(fc)}: {options.to}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    for name, headline in xsm.models().items():
+        _say(f"{name:24} {headline}")
+    return 0
+
+
+def _inputs(options: argparse.Namespace) -> dict:
+    return {"model": options.model, "init_time": options.init_time, "rh_phase": options.rh_phase}
+
+
+def _span(fc) -> str:
+    first, last = (str(fc["valid_time"].values[0, i])[:16] for i in (0, -1))
+    return f"{first} to {last} UTC"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""``ds.scalemixer``: user syntax; each method is one call to the function of the same name."""
+
+from __future__ import annotations
+
+import xarray as xr
+
+import xscalemixer
+
+__all__ = ["DatasetAccessor", "TreeAccessor"]
+
+
+@xr.register_dataset_accessor("scalemixer")
+class DatasetAccessor:
+    """Forecasts from a Dataset and pictures of them; holds nothing but the dataset."""
+
+    def __init__(self, ds: xr.Dataset):
+        self._ds = ds
+
+    def check(self, **kwargs):
+        """See `xscalemixer.check`."""
+        return xscalemixer.check(self._ds, **kwargs)
+
+    def forecast(self, hours: int = 48, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.forecast`."""
+        return xscalemixer.forecast(self._ds, hours, **kwargs)
+
+    def key_positions(self, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.key_positions`."""
+        return xscalemixer.key_positions(self._ds, **kwargs)
+
+    def plot(self, variable: str = "t2m", **kwargs):
+        """See `xscalemixer.plot`."""
+        return xscalemixer.plot(self._ds, variable, **kwargs)
+
+    def to_weatherbench2(self) -> xr.Dataset:
+        """See `xscalemixer.to_weatherbench2`."""
+        return xscalemixer.to_weatherbench2(self._ds)
+
+    def to_cfgrib(self) -> xr.Dataset:
+        """See `xscalemixer.to_cfgrib`."""
+        return xscalemixer.to_cfgrib(self._ds)
+
+
+@xr.register_datatree_accessor("scalemixer")
+class TreeAccessor:
+    """Forecasts from a DataTree with ``/global`` and ``/regional``; holds nothing but the tree."""
+
+    def __init__(self, tree: xr.DataTree):
+        self._tree = tree
+
+    def check(self, **kwargs):
+        """See `xscalemixer.check`."""
+        return xscalemixer.check(self._tree, **kwargs)
+
+    def forecast(self, hours: int = 48, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.forecast`."""
+        return xscalemixer.forecast(self._tree, hours, **kwargs)
+
+    def key_positions(self, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.key_positions`."""
+        return xscalemixer.key_positions(self._tree, **kwargs)

@@ -1,0 +1,151 @@
+"""From any dataset to the canonical one that a model reads, with a report of all that was found and assumed.
+
+A pipeline of small steps, one module each: radiation (accumulations), time, grid, match (which variable is which),
+source (units and winds), derive (what is missing), levels, quality (values).
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer.conform.derive import RECIPES, derive, plan, relative_humidity_phase
+from xscalemixer.conform.grid import to_canonical_grid
+from xscalemixer.conform.levels import onto_levels
+from xscalemixer.conform.quality import check
+from xscalemixer.conform.radiation import to_mean_flux
+from xscalemixer.conform.source import Source
+from xscalemixer.conform.time import to_valid_time
+from xscalemixer.errors import SchemaError
+from xscalemixer.report import Report
+from xscalemixer.variables import CATALOG, Schema
+
+__all__ = ["conform"]
+
+_STATICS = ("orog", "lsm")
+
+
+def conform(
+    ds: xr.Dataset,
+    schema: Schema,
+    *,
+    times: np.ndarray | None = None,
+    rh_phase: str | None = None,
+    max_level_ratio: float = 1.5,
+    title: str = "this dataset",
+) -> tuple[xr.Dataset, Report]:
+    """Bring a dataset into the canonical form of a schema.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        Any layout, names, units and order of axes; it is not modified. Dask arrays stay lazy, but the values at the selected
+        times are read once to check them.
+    schema : Schema
+        Variables and levels wanted.
+    times : datetime64 array, optional
+        Valid times wanted; only these are read. All times by default.
+    rh_phase : "water", "mixed" or "ice", optional
+        What relative humidity refers to, if humidity comes as that. Known for GRIB files of NCEP and ECMWF.
+    max_level_ratio : float
+        Levels that are missing are interpolated between neighbors whose pressures differ by at most this factor.
+    title : str
+        How the report calls the dataset.
+
+    Returns
+    -------
+    canonical : xr.Dataset
+        The variables of the schema (and ``orog`` and ``lsm`` if the dataset has them) as float32 in canonical units, with dims
+        ``(time, [level], latitude, longitude)``, or ``(time, [level], y, x)`` with 2-D ``latitude`` and ``longitude`` on
+        curvilinear grids. ``time`` is the valid time; ``level`` is in hPa and ascending; latitude runs from north to south and
+        longitude from west to east. What cannot be had is left out.
+    report : Report
+        All problems, and all conversions and assumptions that were made.
+
+    Raises
+    ------
+    SchemaError
+        If ``ds`` is not a dataset. Bad content never raises: ``report.raise_errors()`` does.
+    """
+    _require_dataset(ds)
+    report = Report(title)
+    ds = _plain(ds)
+    if "ssrd" in schema.names:
+        ds = to_mean_flux(ds, report)
+    ds = to_valid_time(ds, report, times)
+    ds = to_canonical_grid(ds, report)
+    fields = _collect(ds, schema, rh_phase, max_level_ratio, report)
+    return _assemble(fields, schema, ds), report
+
+
+def _require_dataset(ds) -> None:
+    if isinstance(ds, xr.Dataset):
+        return
+    kind = type(ds).__name__
+    if isinstance(ds, (str, os.PathLike)):
+        fix = f'needed an xarray.Dataset. Open it: xscalemixer.open("{os.fspath(ds)}")'
+    elif isinstance(ds, xr.DataArray):
+        fix = f'needed an xarray.Dataset. Make one: array.to_dataset(name="{ds.name or "t2m"}")'
+    elif isinstance(ds, xr.DataTree):
+        fix = 'needed an xarray.Dataset. Take one group: tree["global"].to_dataset()'
+    elif type(ds).__module__.startswith("pandas"):
+        fix = 'needed an xarray.Dataset. Make one: frame.set_index(["time", "latitude", "longitude"]).to_xarray()'
+    else:
+        fix = "needed an xarray.Dataset"
+    raise SchemaError(f"a {kind} cannot be used here", [fix])
+
+
+def _plain(ds: xr.Dataset) -> xr.Dataset:
+    """A shallow copy without pint quantities."""
+    quantities = {name: array for name, array in ds.variables.items() if hasattr(array.data, "magnitude")}
+    plain = {name: (v.dims, v.data.magnitude, {**v.attrs, "units": f"{v.data.units:~D}"}) for name, v in quantities.items()}
+    return ds.assign(plain) if plain else ds.copy(deep=False)
+
+
+def _collect(ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, report: Report) -> dict[str, xr.DataArray]:
+    """Find, convert, derive and check every variable of the schema, and the statics that are there."""
+    source = Source(ds, report, schema.levels)
+    plans = {name: plan(name, source) for name in schema.names}
+    _report_missing([name for name, steps in plans.items() if steps is None], source, report)
+    steps = {name: recipe for found in plans.values() for name, recipe in (found or {}).items()}
+    steps |= {name: None for name in _STATICS if source.has(name)}
+    source.load_units(name for name, recipe in steps.items() if recipe is None)
+    phase = relative_humidity_phase(ds, rh_phase, report) if any(r and r.needs_phase for r in steps.values()) else "water"
+    fields: dict[str, xr.DataArray | None] = {}
+    for name, recipe in steps.items():
+        usable = phase is not None or recipe is None or not recipe.needs_phase
+        computed = source.get(name) if recipe is None else derive(name, recipe, fields, phase, report) if usable else None
+        fields[name] = computed
+    keep = frozenset((*schema.names, *_STATICS))
+    fields = {name: _on_levels(array, name, schema, max_level_ratio, report) for name, array in fields.items() if array is not None}
+    fields = {name: array for name, array in fields.items() if array is not None}
+    checked = check(fields, source, report, keep)
+    return {name: array for name, array in checked.items() if name in keep}
+
+
+def _on_levels(array: xr.DataArray, name: str, schema: Schema, max_ratio: float, report: Report) -> xr.DataArray | None:
+    """Ingredients stay on their levels, wanted variables go onto the wanted ones."""
+    if name not in schema.names or not schema[name].levels:
+        return array
+    return onto_levels(array, schema.levels, max_ratio, report)
+
+
+def _report_missing(names: list[str], source: Source, report: Report) -> None:
+    known = {finding.subject for finding in report.select("error")}
+    for name in (name for name in names if name not in known):
+        others = [" and ".join(recipe.needs) for recipe in RECIPES.get(name, ())]
+        needed = " or ".join([CATALOG[name].standard_name + f" ({name})", *others])
+        report.error(name, f"no {CATALOG[name].long_name}", needed, source.hint(name))
+
+
+def _assemble(fields: dict[str, xr.DataArray], schema: Schema, ds: xr.Dataset) -> xr.Dataset:
+    """One dataset with the attributes of the catalog, variables in the order of the schema."""
+    names = [*schema.names, *(name for name in _STATICS if name not in schema.names)]
+    ordered = {name: fields[name] for name in names if name in fields}
+    for name, array in ordered.items():
+        row = CATALOG[name]
+        array.attrs = {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name}
+        array.encoding = {}
+    return xr.Dataset(ordered)

@@ -1,0 +1,174 @@
+"""Values: ranges, gaps, fill values; all variables are looked at in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer.conform.levels import fill_below_ground
+from xscalemixer.conform.source import Source, is_plausible, plausible_units
+from xscalemixer.report import Report
+from xscalemixer.variables import CATALOG, Variable
+
+__all__ = ["check"]
+
+_FILL_VALUES = (9.969209968386869e36, 9.96921e36, 1e20, 1e30, 9.999e20, -9999.0, -999.9, -32767.0, 3.4028235e38)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What one pass over a variable tells; arrays have one element per level."""
+
+    low: np.ndarray
+    high: np.ndarray
+    nan: np.ndarray
+    infinite: np.ndarray
+    under: np.ndarray
+    over: np.ndarray
+
+
+def check(fields: Mapping[str, xr.DataArray], source: Source, report: Report, keep: frozenset[str]) -> dict[str, xr.DataArray]:
+    """Refuse values that cannot be right, fill below the ground, and clip what is out of bounds by a rounding error.
+
+    Parameters
+    ----------
+    fields : dict of xr.DataArray
+        Canonical variables, ingredients of derived ones included.
+    source : Source
+        Knows the units each one had.
+    report : Report
+    keep : set of str
+        Variables that are handed on; gaps are only filled in these.
+
+    Returns
+    -------
+    dict of xr.DataArray
+        The same variables, filled and clipped; still lazy where they were.
+    """
+    summaries = _summarize(fields)
+    below = _below_ground(fields, summaries, report)
+    checked = {}
+    for name, array in fields.items():
+        row, summary = CATALOG[name], summaries[name]
+        _check_infinite(row, array, summary, report)
+        array = _fill(row, array, summary, below.get(name), fields, report, quiet=name not in keep)
+        _check_range(row, array, summary, source, report)
+        checked[name] = _clip(row, array, summary, report)
+    return checked
+
+
+def _summarize(fields: Mapping[str, xr.DataArray]) -> dict[str, _Summary]:
+    import dask
+
+    lazy = {name: _reductions(CATALOG[name], array) for name, array in fields.items()}
+    (values,) = dask.compute(lazy)
+    return {name: _Summary(*map(np.atleast_1d, parts)) for name, parts in values.items()}
+
+
+def _reductions(row: Variable, array: xr.DataArray) -> tuple:
+    dims = [dim for dim in array.dims if dim != "level"]
+    nan, infinite = array.isnull(), np.isinf(array)
+    bad = nan | infinite
+    low, high = (-np.inf if row.bounds[0] is None else row.bounds[0]), (np.inf if row.bounds[1] is None else row.bounds[1])
+    parts = (array.where(~bad, np.inf).min(dims), array.where(~bad, -np.inf).max(dims), nan.sum(dims), infinite.sum(dims))
+    return tuple(part.data for part in (*parts, (array < low).sum(dims), (array > high).sum(dims)))
+
+
+def _below_ground(fields, summaries, report) -> dict[str, tuple[int, int]]:
+    """Per variable with gaps on levels: how many of them are below the ground, and how many are not."""
+    import dask
+
+    gappy = [name for name, array in fields.items() if "level" in array.dims and summaries[name].nan.sum()]
+    surface = fields.get("sp")
+    if not gappy or surface is None:
+        return {}
+    counts = {}
+    for name in gappy:
+        missing, ground = fields[name].isnull(), fields[name]["level"] * 100.0 > surface
+        counts[name] = ((missing & ground).sum().data, (missing & ~ground).sum().data)
+    (values,) = dask.compute(counts)
+    return {name: (int(inside), int(outside)) for name, (inside, outside) in values.items()}
+
+
+def _check_infinite(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> None:
+    count = int(summary.infinite.sum())
+    if count:
+        report.error(row.name, f"{count} infinite values, the first {_first(np.isinf(array))}", "finite values")
+
+
+def _fill(row, array, summary, below, fields, report, *, quiet) -> xr.DataArray:
+    """Fill gaps below the ground; any other gap is an error."""
+    count = int(summary.nan.sum())
+    if not count:
+        return array
+    inside, outside = below if below is not None else (0, count)
+    if outside:
+        where = f"{outside} of {array.size} values are missing (NaN), the first {_first(array.isnull())}"
+        fix = "Give sp (surface pressure) to let gaps below the ground be filled" if "level" in array.dims and below is None else ""
+        report.error(row.name, where, "a value everywhere", fix or f'Fill them first, e.g. ds["{row.name}"].interpolate_na(...), or choose other times')
+        return array
+    if not quiet:
+        how = "extended hydrostatically downward" if row.name == "z" else "filled with the lowest value above"
+        report.assume(row.name, f"{inside} missing values below the ground {how}")
+    temperature = fields.get("t") if row.name == "z" else None
+    if row.name == "z" and temperature is None:
+        report.error(row.name, f"{inside} values below the ground are missing", "temperature on the same levels to extend it downward")
+        return array
+    return fill_below_ground(array, temperature)
+
+
+def _check_range(row: Variable, array: xr.DataArray, summary: _Summary, source: Source, report: Report) -> None:
+    low, high = summary.low.min(), summary.high.max()
+    if not np.isfinite([low, high]).all():
+        return
+    if row.name in source.conversions:
+        _check_source_range(row, array, summary, source, report)
+    elif high > row.valid_range[1] or (row.bounds[0] is None and low < row.valid_range[0]):
+        found = f"derived values run from {low:.6g} to {high:.6g} {row.units}"
+        report.error(row.name, found, f"{row.valid_range[0]:g} to {row.valid_range[1]:g} {row.units}; check what it was derived from")
+
+
+def _check_source_range(row: Variable, array: xr.DataArray, summary: _Summary, source: Source, report: Report) -> None:
+    name, units, factor, offset = source.conversions[row.name]
+    low, high = ((edge - offset) / factor for edge in (summary.low, summary.high))
+    fitting = plausible_units(row, array, low, high)
+    inside = summary.low.min() >= row.valid_range[0] and summary.high.max() <= row.valid_range[1]
+    if inside and (row.name not in ("z", "gh") or is_plausible(row, array, summary.low, summary.high) or len(fitting) != 1):
+        return
+    found = f"{name!r} runs from {low.min():.6g} to {high.max():.6g} {units}"
+    fill = next((f for f in _FILL_VALUES for edge in (low.min(), high.max()) if np.isclose(edge, f, rtol=1e-4)), None)
+    needed = f"{row.valid_range[0]:g} to {row.valid_range[1]:g} {row.units}"
+    if fill is not None:
+        fix = f'ds["{name}"] = ds["{name}"].where(ds["{name}"] != {fill:g}), and fill the gaps'
+        report.error(row.name, f"{found}: an undecoded fill value", needed, fix)
+    elif len(fitting) == 1 and fitting[0] != units:
+        fix = f'The values look like {fitting[0]}: ds["{name}"].attrs["units"] = "{fitting[0]}"'
+        report.error(row.name, found, needed, fix)
+    else:
+        at = _first((array < row.valid_range[0]) | (array > row.valid_range[1]))
+        report.error(row.name, f"{found}; the first bad value is {at}", needed, f'Check ds["{name}"] and its units')
+
+
+def _clip(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> xr.DataArray:
+    count = int(summary.under.sum() + summary.over.sum())
+    low, high = row.bounds
+    if not count or not report.ok and row.name in {finding.subject for finding in report.select("error")}:
+        return array
+    limits = " and ".join(f"{word} {limit:g}" for word, limit in (("below", low), ("above", high)) if limit is not None)
+    extremes = f"from {summary.low.min():.3g} to {summary.high.max():.3g}"
+    report.assume(row.name, f"{count} of {array.size} values {limits} clipped (they ran {extremes} {row.units})")
+    return array.clip(low, high, keep_attrs=True)
+
+
+def _first(mask: xr.DataArray) -> str:
+    """Where a mask is first true, in words."""
+    values = mask.values
+    place = np.unravel_index(int(np.argmax(values)), values.shape)
+    labels = []
+    for dim, index in zip(mask.dims, place, strict=True):
+        label = mask[dim].values[index] if dim in mask.coords else index
+        labels.append(f"{dim} {str(label)[:16] if mask[dim].dtype.kind == 'M' else format(label, 'g')}")
+    return "at " + ", ".join(labels)

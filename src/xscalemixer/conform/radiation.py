@@ -1,0 +1,106 @@
+"""Solar radiation: accumulations become mean fluxes when the metadata tell the interval, and are refused otherwise."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer.conform.match import Inventory
+from xscalemixer.conform.time import LEADS
+from xscalemixer.report import Report
+from xscalemixer.units import UnitsError, conversion
+from xscalemixer.variables import CATALOG
+
+__all__ = ["to_mean_flux"]
+
+_STEP_SECONDS = {0: 60, 1: 3600, 2: 86400, 10: 3 * 3600, 11: 6 * 3600, 12: 12 * 3600, 13: 1, 14: 900, 15: 1800}  # GRIB code table 4.4
+
+
+def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
+    """Turn accumulated solar radiation (J m-2) into its mean over each interval (W m-2), before the time axis is flattened.
+
+    The interval is known from the step ranges of GRIB messages, from CF cell methods with time bounds, or from the
+    conventions of ERA5 hourly files of the Climate Data Store.
+    """
+    array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
+    if array is None:
+        return ds
+    try:
+        factor, _ = conversion(str(array.attrs.get("units", "")), "J m-2")
+    except UnitsError:
+        _note_flux(array, report)
+        return ds
+    flux = _from_step_ranges(array, report) if "GRIB_stepRange" in array.attrs else None
+    if flux is None:
+        flux = _from_bounds(ds, array, report)
+    if flux is None:
+        flux = _from_data_store(ds, array, report)
+    if flux is None:
+        _refuse(array, report)
+        return ds.drop_vars(array.name)
+    return ds.assign({array.name: (factor * flux).assign_attrs({**array.attrs, "units": "W m-2", "GRIB_stepType": "avg"})})
+
+
+def _note_flux(array: xr.DataArray, report: Report) -> None:
+    kind, steps = array.attrs.get("GRIB_stepType"), str(array.attrs.get("GRIB_stepRange", ""))
+    if kind == "instant":
+        report.assume("ssrd", "an instantaneous flux, taken as the mean over the step that ends at its time stamp")
+    elif kind == "avg" and steps:
+        ranges = steps.split()
+        shown = ", ".join(ranges[:4]) + (", ..." if len(ranges) > 4 else "")
+        report.assume("ssrd", f"a mean flux over forecast steps {shown}, taken as it is")
+    else:
+        report.assume("ssrd", "a flux, taken as the mean over the step that ends at its time stamp")
+
+
+def _from_step_ranges(array: xr.DataArray, report: Report) -> xr.DataArray | None:
+    """Mean flux from GRIB step ranges: one range, consecutive ones, or all since the start of the forecast."""
+    ranges = np.array([[float(x) for x in text.split("-")] for text in array.attrs["GRIB_stepRange"].split() if "-" in text])
+    seconds = _STEP_SECONDS.get(int(array.attrs.get("GRIB_stepUnits", 1)))
+    if not ranges.size or seconds is None:
+        return None
+    starts, ends = ranges.T
+    lengths = (ends - starts) * seconds
+    if np.ptp(lengths) == 0 and lengths[0] > 0:
+        report.assume("ssrd", f"accumulated over {lengths[0] / 3600:g} h before its time stamp; divided by that time")
+        return array / lengths[0]
+    lead = next((dim for dim in array.dims if dim in LEADS), None)
+    if lead is None or np.ptp(starts) or array.sizes[lead] not in (len(ends), len(ends) + 1):
+        return None
+    report.assume("ssrd", "accumulated since the start of the forecast; differences between lead times divided by their distance")
+    known = array.isel({lead: slice(-len(ends), None)})
+    widths = xr.DataArray(np.diff(ends, prepend=starts[0]) * seconds, dims=lead)
+    return (known - known.shift({lead: 1}, fill_value=0.0)) / widths
+
+
+def _from_bounds(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.DataArray | None:
+    """Mean flux from ``cell_methods = "time: sum"`` and the bounds of the time coordinate."""
+    match = re.search(r"(\w+): sum", str(array.attrs.get("cell_methods", "")))
+    if not match or match[1] not in ds.coords or ds[match[1]].attrs.get("bounds") not in ds.variables:
+        return None
+    bounds = ds[ds[match[1]].attrs["bounds"]]
+    seconds = (bounds.isel({bounds.dims[-1]: 1}) - bounds.isel({bounds.dims[-1]: 0})).values / np.timedelta64(1, "s")
+    report.assume("ssrd", "accumulated over the bounds of its time coordinate; divided by their length")
+    return array / xr.DataArray(seconds, dims=bounds.dims[:-1])
+
+
+def _from_data_store(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.DataArray | None:
+    """Mean flux of ERA5 hourly files of the Climate Data Store; ERA5-Land (0.1 degrees) accumulates since 00 UTC and is refused."""
+    attrs, hour = array.attrs, 3600.0
+    is_era5 = attrs.get("GRIB_stepType") == "accum" and "valid_time" in array.dims and "expver" in ds.variables
+    is_era5 &= ds.attrs.get("GRIB_centre") == "ecmf" and not set(LEADS) & set(array.dims)
+    if not is_era5 or np.isclose(attrs.get("GRIB_iDirectionIncrementInDegrees", 0.25), 0.1):
+        return None
+    report.assume("ssrd", "an ERA5 accumulation over the hour before its time stamp; divided by 3600 s")
+    return array / hour
+
+
+def _refuse(array: xr.DataArray, report: Report) -> None:
+    name, units = array.name, array.attrs.get("units")
+    found = f"{name!r} is an accumulation ({units}), and nothing says over which time"
+    needed = "a mean flux in W m-2, a GRIB file opened with xscalemixer.open, or cell_methods 'time: sum' with time bounds"
+    hourly = f'if every value is the sum of the hour before it (ERA5), ds["{name}"] = (ds["{name}"] / 3600).assign_attrs(units="W m-2")'
+    since = f'if it grows since the start of the forecast, ds["{name}"] = (ds["{name}"].diff("step") / SECONDS).assign_attrs(units="W m-2")'
+    report.error("ssrd", found, needed, f"Type one of: {hourly}; {since}")

@@ -1,0 +1,262 @@
+"""A trained model with everything it needs to know about its data: schemas, grids, statistics, static fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xscalemixer.errors import CheckpointError
+from xscalemixer.grids import Grid
+from xscalemixer.nn.blocks import Normalizer
+from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
+from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
+from xscalemixer.regridding import Regridder
+from xscalemixer.state import HOURS, State, calendar_features, inner_insolation, outer_insolation
+from xscalemixer.variables import Schema, Stats
+
+__all__ = ["Branch", "Forecaster"]
+
+@dataclass(frozen=True)
+class Branch:
+    """Data contract of one branch.
+
+    Attributes
+    ----------
+    schema : Schema
+    grid : Grid
+    stats : Stats
+    """
+
+    schema: Schema
+    grid: Grid
+    stats: Stats
+
+    def to_dict(self) -> dict:
+        """Plain data."""
+        return {name: getattr(self, name).to_dict() for name in ("schema", "grid", "stats")}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Branch:
+        """Inverse of `to_dict`; unknown keys are an error."""
+        parts = {"schema": Schema, "grid": Grid, "stats": Stats}
+        if set(data) != set(parts):
+            raise CheckpointError("this model description cannot be read", [f"a branch has keys {sorted(data)}; needed {sorted(parts)}"])
+        return cls(**{name: kind.from_dict(data[name]) for name, kind in parts.items()})
+
+
+@dataclass
+class Forecaster:
+    """Coupled network, cold-start network and their data contract; rolls states forward.
+
+    Attributes
+    ----------
+    name : str
+    network : CoupledModel
+    cold_start : ColdStart
+    outer, inner : Branch
+    calendar : tuple of str
+        Parts of the calendar the network was trained with.
+    about : dict
+        Data, period, scores and licence; plain data for the card.
+    sha256 : str
+        Hash of the weights file; empty for a model that was never saved.
+    """
+
+    name: str
+    network: CoupledModel
+    cold_start: ColdStart
+    outer: Branch
+    inner: Branch
+    calendar: tuple[str, ...] = ("hour", "day")
+    about: dict = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self):
+        self.calendar = tuple(self.calendar)
+        self.scale_outer = Normalizer(*self.outer.stats.arrays(self.outer.schema))
+        self.scale_inner = Normalizer(*self.inner.stats.arrays(self.inner.schema))
+        lower, upper = self.inner.schema.limits()
+        self._limits = torch.from_numpy(lower)[:, None, None], torch.from_numpy(upper)[:, None, None]
+        self.eval()
+
+    # ---------------------------------------------------------------------------------------------- description
+
+    def to_dict(self) -> dict:
+        """Everything but the weights, as plain data."""
+        return {
+            "format": 1,
+            "name": self.name,
+            "network": self.network.config.to_dict(),
+            "cold_start": self.cold_start.config.to_dict(),
+            "outer": self.outer.to_dict(),
+            "inner": self.inner.to_dict(),
+            "calendar": list(self.calendar),
+            "about": self.about,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Forecaster:
+        """A model with fresh weights from its description.
+
+        Raises
+        ------
+        CheckpointError
+            For another format version, or missing or unknown keys.
+        """
+        needed = {"format", "name", "network", "cold_start", "outer", "inner", "calendar", "about"}
+        problems = [f"unknown key {key!r}" for key in sorted(set(data) - needed)]
+        problems += [f"missing key {key!r}" for key in sorted(needed - set(data))]
+        if data.get("format", 1) != 1:
+            problems.append(f"format {data['format']}; this version of xscalemixer reads format 1")
+        if problems:
+            raise CheckpointError("this model description cannot be read", problems)
+        try:
+            network = CoupledModel(ScaleMixerConfig.from_dict(data["network"]))
+            cold_start = ColdStart(ColdStartConfig.from_dict(data["cold_start"]))
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
+        branches = {name: Branch.from_dict(data[name]) for name in ("outer", "inner")}
+        return cls(data["name"], network, cold_start, **branches, calendar=data["calendar"], about=data["about"])
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The networks under the names used in the weights file."""
+        return nn.ModuleDict({"network": self.network, "cold_start": self.cold_start})
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.modules.parameters())
+
+    @property
+    def static(self) -> dict[str, np.ndarray]:
+        """Orography (m) and land fraction on the regional grid, shape (h, w) each."""
+        orography, land = self.network.inner.statics[:2].cpu().numpy()
+        return {"orog": orography * np.float32(1000.0), "lsm": land}
+
+    def save(self, path) -> None:
+        """Write a folder with weights, description, card and checksums; see `xscalemixer.pretrained.save`."""
+        from xscalemixer import pretrained
+
+        pretrained.save(self, path)
+
+    # -------------------------------------------------------------------------------------------------- running
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.inner.statics.device
+
+    def to(self, device) -> Forecaster:
+        """A copy of the handle whose networks lie on another device (moved in place)."""
+        for module in (self.network, self.cold_start, self.scale_outer, self.scale_inner):
+            module.to(device)
+        self._limits = tuple(limit.to(device) for limit in self._limits)
+        return self
+
+    def eval(self) -> Forecaster:
+        """Switch dropout and the like off."""
+        self.network.eval(), self.cold_start.eval()
+        return self
+
+    def step(self, state: State, trace: list[Step] | None = None) -> State:
+        """Six hours ahead: State at t to State at t + 6 h, both physical.
+
+        Parameters
+        ----------
+        state : State
+        trace : list, optional
+            Receives the raw network step (key positions included).
+        """
+        sun = inner_insolation(state.time, self.inner.grid).to(self.device)
+        result = self.network(
+            self.scale_outer(state.outer),
+            self.scale_inner(state.inner),
+            calendar_features(state.time, self.calendar).to(self.device),
+            outer_insolation(state.time, self.outer.grid).to(self.device),
+            sun / self.sunlit_scale,
+        )
+        if trace is not None:
+            trace.append(result)
+        inner = self.bound(self.scale_inner.inverse(result.inner.float()), sun[:, HOURS:])
+        outer = self.scale_outer.inverse(result.outer.float())
+        return State(state.time + np.timedelta64(HOURS, "h"), outer, inner)
+
+    @torch.inference_mode()
+    def rollout(self, state: State, steps: int, trace: list[Step] | None = None) -> Iterator[State]:
+        """Yield the state after each of ``steps`` steps of six hours."""
+        for _ in range(steps):
+            state = self.step(state, trace)
+            yield state
+
+    @property
+    def sunlit_scale(self) -> float:
+        """W m-2 per unit of normalized insolation."""
+        return self.inner.stats.std["ssrd"]
+
+    def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
+        """Physical limits of the regional variables; no sunshine while the sun is down.
+
+        Parameters
+        ----------
+        inner : Tensor, shape (B, 6, C, h, w), physical
+        insolation : Tensor, shape (B, 6, h, w), W m-2
+        """
+        inner = inner.clamp(*self._limits)
+        c = self.inner.schema.channels.index("ssrd")
+        sunlit = inner[:, :, c] * (insolation > 0)
+        return torch.cat([inner[:, :, :c], sunlit[:, :, None], inner[:, :, c + 1 :]], 2)
+
+    @torch.inference_mode()
+    def invent_history(self, outer: Tensor, time: np.datetime64) -> Tensor:
+        """Cold start: regional hours t-5..t from the global state, (1, C_g, H, W) -> (1, 6, C_r, h, w), physical."""
+        fields = self.first_guess(outer.cpu().numpy(), np.atleast_1d(time)).to(self.device)
+        sun = inner_insolation(time, self.inner.grid, last=0).to(self.device)
+        return self.bound(self.scale_inner.inverse(self.cold_start(fields, sun / self.sunlit_scale)), sun)
+
+    def first_guess(self, outer: np.ndarray, time: np.ndarray) -> Tensor:
+        """Inputs of the cold start: surface fields carried to the regional terrain, statics and the hour.
+
+        Interpolated bilinearly; temperature follows the standard lapse rate and pressure the hypsometric equation
+        between the smooth and the actual terrain.
+
+        Parameters
+        ----------
+        outer : array, shape (B, C_g, H, W), physical
+        time : array of datetime64, shape (B,)
+
+        Returns
+        -------
+        Tensor, shape (B, inputs, h, w)
+            Guessed channels (normalized), orography (km), land fraction, terrain difference (km), hour of day (2).
+        """
+        to_inner = Regridder(self.outer.grid, self.inner.grid, "bilinear")
+        names = [self.inner.schema.channels[c] for c in self.cold_start.config.guessed]
+        guess = to_inner(outer[:, [self.outer.schema.channels.index(name) for name in names]])
+        smooth = to_inner(self.network.outer.statics[:1].cpu().numpy())[0]
+        statics = self.network.inner.statics.cpu().numpy()
+        rise = (statics[0] - smooth) * 1000.0  # m
+        t2m, sp = names.index("t2m"), names.index("sp")
+        guess[:, t2m] -= LAPSE_RATE * rise
+        guess[:, sp] = pressure_at_altitude(guess[:, sp], smooth * 1000.0, statics[0] * 1000.0, guess[:, t2m])
+        channels = list(self.cold_start.config.guessed)
+        mean, std = (a.cpu().numpy()[channels] for a in (self.scale_inner.mean, self.scale_inner.std))
+        shape = (guess.shape[0], 1, *rise.shape)
+        hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
+        fixed = np.concatenate([np.broadcast_to(f, shape) for f in (*statics[:2], rise / 1000.0)], 1)
+        return torch.cat([torch.from_numpy(np.concatenate([(guess - mean) / std, fixed], 1).astype("f4")), hour], 1)
+
+    def describe(self) -> str:
+        """Description as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def renamed(self, name: str) -> Forecaster:
+        """The same model under another name."""
+        return dataclasses.replace(self, name=name)

@@ -1,0 +1,440 @@
+"""Forecasts: from a dataset to hourly regional fields, checked before and described after."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import numbers
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from xscalemixer._version import __version__
+from xscalemixer.conform import conform, valid_times
+from xscalemixer.errors import GridError, InputError, TimeError
+from xscalemixer.forecaster import Branch, Forecaster
+from xscalemixer.grids import Grid, grid_of
+from xscalemixer.output import ForecastStore, forecast_dataset
+from xscalemixer.pretrained import load
+from xscalemixer.regridding import regrid
+from xscalemixer.report import Report
+from xscalemixer.state import HOURS, State, fields_of
+
+__all__ = ["check", "coupling_response", "forecast", "key_positions"]
+
+log = logging.getLogger(__name__)
+
+HOUR = np.timedelta64(1, "h")
+HORIZON = 48  # hours; roll-outs are trained and verified up to here
+
+
+def forecast(
+    ds: xr.Dataset | xr.DataTree,
+    hours: int = 48,
+    *,
+    model: str | PathLike | Forecaster | None = None,
+    regional: xr.Dataset | None = None,
+    init_time=None,
+    rh_phase: str | None = None,
+    to: str | PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+    diagnose: bool = False,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Hourly regional forecast from a global state.
+
+    Parameters
+    ----------
+    ds : Dataset or DataTree
+        Global fields in any layout, names and units that CF attributes or the alias table explain. A DataTree has
+        ``/global`` and, for a warm start, ``/regional``.
+    hours : int
+        Length of the forecast; any positive number of hours. Text such as ``"2 days"`` works too.
+    model : str, path or Forecaster, optional
+        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: ``xsm.models.DEFAULT``.
+    regional : Dataset, optional
+        Hourly regional analyses t-5..t for a warm start; without them the history is invented from ``ds`` (cold start).
+    init_time : datetime-like, optional
+        Start of the forecast; default: the last time in the data.
+    rh_phase : "water", "mixed" or "ice", optional
+        What relative humidity refers to, where the metadata do not tell.
+    to : path, optional
+        Stream to this Zarr store, lead time by lead time; memory does not grow with ``hours``.
+    resume, overwrite : bool
+        Go on with, or replace, an existing store at ``to``.
+    device : "cuda", "mps" or "cpu", optional
+        Default: the first of these that works.
+    diagnose : bool
+        Also measure how far each branch responds to the other; written to the attribute ``coupling_response``.
+    progress : bool, optional
+        Show a progress bar; default: only in a terminal or notebook.
+
+    Returns
+    -------
+    Dataset
+        Dims ``(reference_time, lead_time, latitude, longitude)``; lazily opened from ``to`` if given.
+
+    Raises
+    ------
+    SchemaError, GridError, TimeError, InputError
+        Before anything is computed or written, listing every problem.
+    """
+    hours = _whole_hours(hours)
+    model = _model(model)
+    start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
+    report.raise_errors(f"this dataset cannot start {model.name!r}")
+    model.to(_device(device))
+    state = start.state.to(model.device)
+    attrs = _provenance(model, start, report, hours)
+    if diagnose:
+        attrs["coupling_response"] = coupling_response(model, state)
+    describe = {
+        "schema": model.inner.schema,
+        "grid": _in_convention(model.inner.grid, start.west_negative),
+        "reference_time": state.time,
+        "attrs": attrs,
+        "static": model.static,
+    }
+    with _progress_bar(hours, progress) as bar:
+        if to is not None:
+            return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
+        blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
+        return forecast_dataset(np.concatenate(blocks), lead_time=np.arange(1, hours + 1), **describe)
+
+
+def check(
+    ds: xr.Dataset | xr.DataTree,
+    *,
+    model: str | PathLike | Forecaster | None = None,
+    regional: xr.Dataset | None = None,
+    init_time=None,
+    rh_phase: str | None = None,
+) -> Report:
+    """What fits, what is converted or assumed, and what is missing for a forecast; runs no network.
+
+    Parameters
+    ----------
+    ds, model, regional, init_time, rh_phase
+        As for `forecast`.
+
+    Returns
+    -------
+    Report
+        Prints as text; a table in Jupyter.
+    """
+    return prepare(ds, _model(model), regional=regional, init_time=init_time, rh_phase=rh_phase)[1]
+
+
+def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, init_time=None, rh_phase=None) -> xr.Dataset:
+    """Where the model looked in its first step: key positions and importance of every global token, block by block.
+
+    Parameters
+    ----------
+    ds, model, regional, init_time, rh_phase
+        As for `forecast`.
+
+    Returns
+    -------
+    Dataset
+        ``latitude``, ``longitude`` (degrees) and ``score`` of each key with dims (block, key), and ``importance``
+        (1, sums to 1 over the globe) with dims (block, token_latitude, token_longitude).
+    """
+    model = _model(model)
+    start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
+    report.raise_errors(f"this dataset cannot start {model.name!r}")
+    if not model.network.mixers:
+        raise InputError(f"{model.name!r} has no key positions", ["it was trained with coupling='none'"])
+    trace = []
+    next(model.rollout(start.state.to(model.device), 1, trace))
+    keys = trace[0].keys
+    lat, lon = model.network.config.outer.tokens.axes
+    stack = lambda pick: np.stack([pick(key).cpu().numpy() for key in keys])  # noqa: E731
+    positions = stack(lambda key: key.positions[0])
+    return xr.Dataset(
+        {
+            "latitude": (("block", "key"), positions[..., 0], {"standard_name": "latitude", "units": "degrees_north"}),
+            "longitude": (("block", "key"), positions[..., 1] % 360, {"standard_name": "longitude", "units": "degrees_east"}),
+            "score": (("block", "key"), stack(lambda key: key.scores[0, key.index[0]]), {"units": "1"}),
+            "importance": (
+                ("block", "token_latitude", "token_longitude"),
+                stack(lambda key: key.scores[0].unflatten(0, (lat.size, lon.size))),
+                {"long_name": "importance of global tokens (eq. 5)", "units": "1"},
+            ),
+        },
+        {"token_latitude": lat, "token_longitude": lon, "time": start.state.time},
+        {"model": model.name},
+    )
+
+
+@torch.inference_mode()
+def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[str, float]:
+    """How far each branch moves when the other is disturbed; zero means that they do not talk.
+
+    All channels of one branch are raised by one standard deviation at the start: the globe outside the region, or the
+    region. The response is the mean absolute change after ``steps`` steps, in standard deviations.
+
+    Returns
+    -------
+    dict
+        ``region_to_driver_outside``: change of the region when the driver changes outside of it;
+        ``driver_inside_to_region`` and ``driver_outside_to_region``: change of the driver when the region changes.
+    """
+    inside = _inside(model.outer.grid, model.inner.grid).to(start.outer.device)
+    raised_outer = State(start.time, start.outer + model.scale_outer.std * ~inside, start.inner)
+    raised_inner = State(start.time, start.outer, start.inner + model.scale_inner.std)
+    last = lambda state: list(model.rollout(state, steps))[-1]  # noqa: E731
+    plain, driven, fed = last(start), last(raised_outer), last(raised_inner)
+    change = ((fed.outer - plain.outer) / model.scale_outer.std).abs().mean((0, 1))
+    return {
+        "region_to_driver_outside": float(((driven.inner - plain.inner) / model.scale_inner.std).abs().mean()),
+        "driver_inside_to_region": float(change[inside].mean()),
+        "driver_outside_to_region": float(change[~inside].mean()),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- preparation
+
+
+@dataclass(frozen=True)
+class Start:
+    """A prepared start: the state, whether its history was invented, and the input's longitude convention."""
+
+    state: State
+    cold: bool
+    west_negative: bool
+
+
+def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
+    """Conform, regrid and collect the start; it is None where the report has errors."""
+    report = Report(f"input for {model.name!r}")
+    if isinstance(ds, xr.DataTree):
+        ds, regional = _branches(ds, regional, report)
+    time = _start_time(ds, regional, init_time, report) if report.ok else None
+    if time is None:
+        return None, report
+    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver")
+    inner = None
+    if regional is None:
+        report.assume("regional", "no analyses given; the six hours before the start were invented from the driver (cold start)")
+    else:
+        history = time - np.arange(HOURS)[::-1] * HOUR
+        inner, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
+    if not report.ok:
+        return None, report
+    outer = torch.from_numpy(outer).to(model.device)
+    inner = model.invent_history(outer, time) if inner is None else torch.from_numpy(inner)[None]
+    return Start(State(time, outer, inner), regional is None, west_negative), report
+
+
+def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
+    """The two groups of a tree."""
+    if "global" not in tree.children:
+        report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
+                     'Build it with xr.DataTree.from_dict({"/global": ds, "/regional": analyses}).')  # fmt: skip
+        return None, None
+    inside = tree["regional"].to_dataset() if "regional" in tree.children else None
+    return tree["global"].to_dataset(), regional if regional is not None else inside
+
+
+def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None:
+    """The start: as asked, or the last time that both inputs have."""
+    available = valid_times(ds, report)
+    if regional is not None:
+        both = np.intersect1d(available, valid_times(regional, report))
+        if available.size and not both.size and report.ok:
+            report.error("time", "driver and regional analyses have no time in common", "both at the start", kind=TimeError)
+        available = both
+    if not available.size or not report.ok:
+        if report.ok:
+            report.error("time", "no time at all", "at least one", kind=TimeError)
+        return None
+    if init_time is None:
+        return available.max()
+    try:
+        moment = pd.Timestamp(init_time)
+        wanted = np.datetime64(moment.tz_convert(None) if moment.tz else moment, "ns")
+    except (ValueError, TypeError):
+        report.error("init_time", f"{init_time!r} is not a date", "an ISO date such as '2011-01-15T12'", kind=TimeError)
+        return None
+    if wanted not in available:
+        nearest = available[np.abs(available - wanted).argmin()]
+        report.error("init_time", f"{_text(wanted)} is not in the data ({_text(available.min())} to {_text(available.max())})",
+                     fix=f'Nearest: init_time="{_text(nearest)}".', kind=TimeError)  # fmt: skip
+        return None
+    return wanted
+
+
+def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: str) -> tuple[np.ndarray | None, bool]:
+    """Fields of one branch at the given times on its grid, shape (T, C, H, W); problems go to the report.
+
+    The second value tells whether the source has negative longitudes.
+    """
+    canonical, findings = conform(ds, branch.schema, times=np.atleast_1d(times), rh_phase=rh_phase, title=what)
+    report.extend(findings, f"{what}: ")
+    if not findings.ok:
+        return None, False
+    source, west_negative = grid_of(canonical), bool((canonical["longitude"] < 0).any())
+    if isinstance(source, Grid) and (share := source.outside(branch.grid)) > 0:
+        report.error(what, f"{100 * share:.0f} % of the model's grid lies outside the data ({source})", f"{branch.grid}",
+                     "Give data that cover it, or pick another model from xsm.models().", kind=GridError)  # fmt: skip
+        return None, west_negative
+    names = list(branch.schema.names)
+    if source == branch.grid:
+        return fields_of(canonical[names], branch.schema), west_negative
+    moved = regrid(canonical[names], branch.grid)
+    report.assume(what, f"regridded from {source} to {branch.grid}: {moved.attrs['regridding']}")
+    fields = fields_of(moved, branch.schema)
+    holes = np.isnan(fields)
+    if holes.any():
+        report.error(what, f"{100 * holes.mean():.1f} % of the values are missing on the model's grid", "complete fields", kind=GridError)
+    return fields, west_negative
+
+
+def _in_convention(grid: Grid, west_negative: bool) -> Grid:
+    """The grid with longitudes as the input counts them, where that keeps them ascending."""
+    lon = np.array(grid.longitude)
+    if west_negative and (lon >= 180).all():
+        lon = lon - 360
+    return Grid(grid.latitude, tuple(lon))
+
+
+def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
+    """Cells of the global grid whose center lies in the region, shape (H, W)."""
+    north, south = inner.latitude_bounds[[0, -1]]
+    west, east = inner.longitude_bounds[[0, -1]]
+    lat, lon = np.array(outer.latitude), np.array(outer.longitude)
+    rows, columns = (lat <= north) & (lat >= south), (lon - west) % 360 <= east - west
+    return torch.from_numpy(rows[:, None] & columns[None, :])
+
+
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+def _blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+    """State after each step and its new hours, shape (up to 6, C, h, w); stops at ``hours``, begins after ``done``."""
+    steps = -(-(hours - done) // HOURS)
+    for state in model.rollout(start, steps):
+        fields = state.inner[0, : min(HOURS, hours - done)].cpu().numpy()
+        _require_finite(fields, model, done)
+        done += len(fields)
+        bar.update(len(fields))
+        yield state, fields
+
+
+def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
+    bad = np.argwhere(~np.isfinite(fields))
+    if bad.size:
+        lead, channel, row, column = bad[0]
+        grid = model.inner.grid
+        place = f"{grid.latitude[row]:.2f} N {grid.longitude[column]:.2f} E"
+        raise InputError("the forecast stopped", [f"{model.inner.schema.channels[channel]} is not finite at lead {done + lead + 1} h, {place}; "
+                         "earlier hours are intact if they were streamed with to="])  # fmt: skip
+
+
+def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
+    """Write the forecast block by block and open it lazily."""
+    import dask.array
+
+    run = {"model": model.sha256, "start": _text(start.time), "hours": hours, "input": _digest(start)}
+    if resume:
+        store = ForecastStore.resume(to, run)
+    else:
+        empty = dask.array.full((hours, len(model.inner.schema), *model.inner.grid.shape), np.nan, dtype="f4")
+        template = forecast_dataset(empty, lead_time=np.arange(1, hours + 1), **describe)
+        store = ForecastStore.create(to, template, run, overwrite=overwrite)
+    with store:
+        done = store.next_lead
+        bar.update(done)
+        if store.restart:
+            outer, inner = (torch.from_numpy(store.restart[name]).to(model.device) for name in ("outer", "inner"))
+            start = State(start.time + done * HOUR, outer, inner)
+        for state, fields in _blocks(model, start, hours, done, bar) if done < hours else ():
+            leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
+            block = forecast_dataset(fields, lead_time=leads, **describe)
+            store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
+        store.finish()
+    return xr.open_zarr(to)
+
+
+def _model(model) -> Forecaster:
+    return model if isinstance(model, Forecaster) else load() if model is None else load(model)
+
+
+def _whole_hours(hours) -> int:
+    """Hours as a positive integer; text and timedeltas are read by pandas.
+
+    Raises
+    ------
+    TimeError
+        If it is not a whole positive number of hours.
+    """
+    number = hours
+    if not isinstance(hours, numbers.Real) or isinstance(hours, bool):
+        try:
+            number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
+        except (ValueError, TypeError):
+            number = 0
+    if number != int(number) or number < 1:
+        raise TimeError("no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"])
+    if number > HORIZON:
+        log.warning("hours=%s goes beyond the %s hours that models are trained and verified for", hours, HORIZON)
+    return int(number)
+
+
+def _device(wanted: str | None) -> str:
+    """The device asked for, or the fastest there is; logged.
+
+    Raises
+    ------
+    InputError
+        If the device asked for does not work here.
+    """
+    works = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(name for name, ok in works.items() if ok) if wanted is None else str(wanted)
+    if not works.get(kind.split(":")[0], False):
+        usable = ", ".join(name for name, ok in works.items() if ok)
+        raise InputError(f"device {wanted!r} cannot be used", [f"usable here: {usable}; leave device out to pick the fastest"])
+    log.info("running on %s in float32", kind)
+    return kind
+
+
+def _progress_bar(hours: int, progress: bool | None) -> tqdm:
+    quiet = not sys.stderr.isatty() if progress is None else not progress
+    return tqdm(total=hours, unit="h", desc="forecast", disable=quiet)
+
+
+def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
+    """Global attributes: what made this forecast from what, and every assumption."""
+    return {
+        "title": f"{hours}-hour regional forecast by {model.name}",
+        "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "torch_version": torch.__version__,
+        "device": str(model.device),
+        "precision": "float32",
+        "start": "cold" if start.cold else "warm",
+        "input_sha256": _digest(start.state),
+        "assumptions": report.assumptions,
+    }
+
+
+def _digest(state: State) -> str:
+    """Hash of the start, to tell runs apart."""
+    digest = hashlib.sha256(_text(state.time).encode())
+    for tensor in (state.outer, state.inner):
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def _text(time: np.datetime64) -> str:
+    return str(np.datetime64(time, "m"))

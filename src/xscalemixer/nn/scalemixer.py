@@ -1,0 +1,744 @@
+"""ScaleMixer: a global and a regional transformer that exchange information at key positions (arXiv 2603.28173).
+
+Paper                                   here
+-------------------------------------   -------------------------------------------------------------
+sec. 3.1  global backbone (ViT)         GlobalModel: embed, groups of layers, decode
+sec. 3.2  regional backbone             RegionalModel: embed, groups of layers, decode (six heads)
+eqs 3-4   lead-time conditioned heads   patch.PredictionHead, patch.LeadTimeModulation
+eqs 5-6   importance, top K, gate       KeyPositionSampler
+eqs 7-8   global-to-position attention  ScaleMixer.look
+eq. 9     refinement at the positions   ScaleMixer.refine
+eqs 10-11 position-to-regional          ScaleMixer.inform
+eqs 12-13 feedback                      ScaleMixer.feed_back
+eq. 2     one coupled step of 6 hours   CoupledModel
+eqs 14-15 losses                        GlobalModel.loss, CoupledModel.loss
+
+Shapes: B batch, C channels, H x W cells, N tokens, d width, K keys, g global (outer), r regional (inner).
+All fields are normalized; a step takes the global state at t and the regional hours t-5..t to t+6 and t+1..t+6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from xscalemixer.nn.blocks import MLP, Attention, TransformerLayer, require_shape
+from xscalemixer.nn.patch import Alignment, Deconvolution, LeadTimeModulation, PatchEmbedding, PredictionHead, TokenGrid, start_small
+
+__all__ = [
+    "BackboneConfig",
+    "CoupledModel",
+    "GlobalModel",
+    "KeyPositionSampler",
+    "Keys",
+    "RegionalModel",
+    "SamplerConfig",
+    "ScaleMixer",
+    "ScaleMixerConfig",
+    "Step",
+]
+
+HOURS = 6  # hours per step, regional input hours and regional lead times
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """One branch: its fields, its tokens, its depth.
+
+    Attributes
+    ----------
+    latitude, longitude : tuple of float
+        Cell centers in degrees, north to south and west to east.
+    periodic : bool
+        Longitude wraps around the globe.
+    channels, statics, forcings : int
+        Predicted channels, constant fields, and known future fields (insolation) per sample.
+    patch : int
+        Cells per patch side.
+    offset : (int, int)
+        Padding rows in the north and columns in the west, to make patches nest.
+    depth : int
+        Transformer layers.
+    drop_path : float
+        Stochastic depth of the last layer; it grows linearly from 0.
+    head_widths, head_strides : tuple of int
+        Stages of the deconvolution; strides multiply to ``patch``.
+    """
+
+    latitude: tuple[float, ...]
+    longitude: tuple[float, ...]
+    channels: int
+    patch: int
+    depth: int
+    head_widths: tuple[int, ...]
+    head_strides: tuple[int, ...]
+    statics: int = 0
+    forcings: int = 0
+    periodic: bool = False
+    offset: tuple[int, int] = (0, 0)
+    drop_path: float = 0.1
+
+    def __post_init__(self):
+        for name in ("latitude", "longitude", "head_widths", "head_strides", "offset"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W)."""
+        return len(self.latitude), len(self.longitude)
+
+    @property
+    def tokens(self) -> TokenGrid:
+        """The token grid."""
+        return TokenGrid(self.latitude, self.longitude, self.patch, self.offset, self.periodic)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How key positions are chosen (eqs 5-6).
+
+    Attributes
+    ----------
+    keys : int
+        K, number of key positions.
+    mode : "adaptive", "random" or "fixed"
+        Learned top K, or the paper's ablations A (random) and B (uniform grid).
+    gate : "tanh", "softmax" or "none"
+        ``cap * tanh(N S / cap) * LN(Z)``, the literal ``S * Z``, or ``Z``.
+    cap : float
+        Largest gate of the "tanh" form.
+    halo : int or None
+        Keys stay within the box plus this many global patches; None: anywhere.
+    shift : float
+        Largest move of a key (delta in eq. 8), in global patches.
+    layers : int
+        3x3 convolutions of the importance network.
+    """
+
+    keys: int = 16
+    mode: Literal["adaptive", "random", "fixed"] = "adaptive"
+    gate: Literal["tanh", "softmax", "none"] = "tanh"
+    cap: float = 10.0
+    halo: int | None = None
+    shift: float = 2.0
+    layers: int = 2
+
+    def __post_init__(self):
+        _choice("mode", self.mode, ("adaptive", "random", "fixed"))
+        _choice("gate", self.gate, ("tanh", "softmax", "none"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleMixerConfig:
+    """The coupled network.
+
+    Attributes
+    ----------
+    outer, inner : BackboneConfig
+        Global and regional branch.
+    sampler : SamplerConfig
+    width, heads, mlp_ratio : int, int, float
+        Token width d, attention heads, hidden width of the MLPs over d.
+    blocks : int
+        Coupling blocks; both depths must be multiples of it.
+    coupling : "two_way", "one_way" or "none"
+        Full exchange, no feedback (ablation C), no exchange at all (ablation D).
+    feedback : "residual" or "replace"
+        Eq. 13 as ``Z + D`` (zero at the start of training) or literally ``D``.
+    output : "residual" or "direct"
+        Heads predict the change since the last input, or the field itself.
+    positions : "learned" or "fourier"
+        Learned per token, or a function of latitude and longitude that can move to another box.
+    detail : int
+        Features of the full-resolution refinement in the regional heads; 0 as in the paper.
+    sunlit_channel : int or None
+        Regional channel predicted as insolation times a transmissivity, so that it is zero at night.
+    """
+
+    outer: BackboneConfig
+    inner: BackboneConfig
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    blocks: int = 4
+    coupling: Literal["two_way", "one_way", "none"] = "two_way"
+    feedback: Literal["residual", "replace"] = "residual"
+    output: Literal["residual", "direct"] = "residual"
+    positions: Literal["learned", "fourier"] = "learned"
+    detail: int = 0
+    sunlit_channel: int | None = None
+
+    def __post_init__(self):
+        _choice("coupling", self.coupling, ("two_way", "one_way", "none"))
+        _choice("feedback", self.feedback, ("residual", "replace"))
+        _choice("output", self.output, ("residual", "direct"))
+        _choice("positions", self.positions, ("learned", "fourier"))
+        for name in ("outer", "inner"):
+            depth = getattr(self, name).depth
+            if depth % self.blocks:
+                raise ValueError(f"{name} depth {depth} is not a multiple of blocks={self.blocks}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads={self.heads}")
+        if self.sunlit_channel is not None and self.inner.forcings != 2 * HOURS:
+            raise ValueError(f"sunlit_channel needs inner.forcings={2 * HOURS} (hourly insolation t-5..t+6)")
+        if self.coupling != "none" and self.sampler.keys > len(self.outer.tokens):
+            raise ValueError(f"keys={self.sampler.keys} exceeds the {len(self.outer.tokens)} global tokens")
+
+    def to_dict(self) -> dict:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> ScaleMixerConfig:
+        """Inverse of `to_dict`; unknown keys raise TypeError."""
+        parts = {"outer": BackboneConfig(**data["outer"]), "inner": BackboneConfig(**data["inner"])}
+        return cls(**{**data, **parts, "sampler": SamplerConfig(**data["sampler"])})
+
+    @classmethod
+    def tiny(cls, **changes) -> ScaleMixerConfig:
+        """For tests: global 32x64, region 2x3 patches at five times the resolution."""
+        outer = BackboneConfig(
+            **_globe(5.625), channels=9, statics=2, forcings=1, patch=4, depth=4, head_widths=(32, 16), head_strides=(2, 2)
+        )
+        inner = BackboneConfig(
+            **_box(45.0, 67.5, 1.125, (40, 60)), channels=7, statics=2, forcings=12, patch=20, depth=2,
+            head_widths=(32, 16), head_strides=(4, 5),
+        )  # fmt: skip
+        return replace(cls(outer=outer, inner=inner, width=32, heads=2, blocks=2, sampler=SamplerConfig(keys=8)), **changes)
+
+    @classmethod
+    def small(cls, **changes) -> ScaleMixerConfig:
+        """For a CPU: global 32x64 in 2x2 patches, region 60x95 in 5x5 patches, about 5 M parameters."""
+        outer = BackboneConfig(
+            **_globe(5.625), channels=60, statics=2, forcings=2, patch=2, depth=8, head_widths=(128,), head_strides=(2,)
+        )
+        inner = BackboneConfig(
+            **_box(67.5, 56.25, 1.125, (60, 95)), channels=7, statics=2, forcings=12, patch=5, depth=4,
+            head_widths=(64,), head_strides=(5,),
+        )  # fmt: skip
+        base = cls(outer=outer, inner=inner, width=128, heads=4, sampler=SamplerConfig(keys=32), detail=24, sunlit_channel=6)
+        return replace(base, **changes)
+
+    @classmethod
+    def base(cls, **changes) -> ScaleMixerConfig:
+        """For one GPU: global 1 degree (180x360), region 160x200 at 0.2 degrees, about 120 M parameters."""
+        outer = BackboneConfig(
+            **_globe(1.0), channels=71, statics=2, forcings=2, patch=4, depth=12, head_widths=(576, 288), head_strides=(2, 2)
+        )
+        inner = BackboneConfig(
+            **_box(56.0, 72.0, 0.2, (160, 200)), channels=7, statics=2, forcings=12, patch=20, depth=4,
+            head_widths=(384, 96), head_strides=(4, 5),
+        )  # fmt: skip
+        base = cls(outer=outer, inner=inner, width=576, heads=9, sampler=SamplerConfig(keys=64), detail=32, sunlit_channel=6)
+        return replace(base, **changes)
+
+    @classmethod
+    def paper(cls, **changes) -> ScaleMixerConfig:
+        """The published sizes: 736 M global, 1.07 B in all; 0.25 degrees (720x1440) and 800x1280 at 0.05 degrees."""
+        outer = BackboneConfig(
+            **_globe(0.25), channels=71, statics=3, patch=8, depth=24, drop_path=0.2,
+            head_widths=(1536, 768, 384), head_strides=(2, 2, 2),
+        )  # fmt: skip
+        inner = BackboneConfig(
+            **_box(56.0, 72.0, 0.05, (800, 1280)), channels=7, statics=2, patch=40, depth=4,
+            head_widths=(1024, 384, 96), head_strides=(2, 4, 5),
+        )  # fmt: skip
+        return replace(cls(outer=outer, inner=inner, width=1536, heads=16, sampler=SamplerConfig(keys=256, layers=1)), **changes)
+
+
+def _choice(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}; choose one of {allowed}")
+
+
+def _globe(step: float) -> dict:
+    """Axes of a global grid whose cells touch the poles."""
+    rows, columns = round(180 / step), round(360 / step)
+    return {
+        "latitude": tuple(90 - (i + 0.5) * step for i in range(rows)),
+        "longitude": tuple((j + 0.5) * step for j in range(columns)),
+        "periodic": True,
+    }
+
+
+def _box(north: float, west: float, step: float, shape: tuple[int, int]) -> dict:
+    """Axes of a box from its north-west corner."""
+    return {
+        "latitude": tuple(north - (i + 0.5) * step for i in range(shape[0])),
+        "longitude": tuple(west + (j + 0.5) * step for j in range(shape[1])),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ token features
+
+
+class Position(nn.Module):
+    """Adds to each token where it is: learned per token, or an MLP of its latitude and longitude."""
+
+    def __init__(self, grid: TokenGrid, width: int, kind: str):
+        super().__init__()
+        self.learned = kind == "learned"
+        if self.learned:
+            self.table = nn.Parameter(torch.empty(len(grid), width).normal_(std=0.02))
+            return
+        angle = torch.as_tensor(grid.centers, dtype=torch.float32).deg2rad()[:, :, None] * 2.0 ** torch.arange(5)
+        self.register_buffer("waves", torch.cat([angle.sin(), angle.cos()], -1).flatten(1), persistent=False)
+        self.mlp = MLP(20, width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, d) -> (B, N, d)."""
+        return tokens + (self.table if self.learned else self.mlp(self.waves))
+
+
+def _groups(config: ScaleMixerConfig, branch: BackboneConfig) -> nn.ModuleList:
+    """Layers of one backbone in as many groups as there are coupling blocks."""
+    rates = torch.linspace(0, branch.drop_path, branch.depth, device="cpu").tolist()
+    layers = [TransformerLayer(config.width, config.heads, config.mlp_ratio, rate) for rate in rates]
+    size = branch.depth // config.blocks
+    return nn.ModuleList(nn.Sequential(*layers[i : i + size]) for i in range(0, branch.depth, size))
+
+
+# ----------------------------------------------------------------------------------------------------------- backbones
+
+
+class GlobalModel(nn.Module):
+    """Plain vision transformer for one global step of six hours.
+
+    Any backbone can stand in that offers ``grid``, ``embed``, ``groups`` (callables on tokens) and ``decode``.
+    """
+
+    def __init__(self, config: ScaleMixerConfig):
+        super().__init__()
+        branch = config.outer
+        self.config, self.residual = branch, config.output == "residual"
+        self.grid = branch.tokens
+        self.register_buffer("statics", torch.zeros(branch.statics, *branch.shape))
+        self.embedding = PatchEmbedding(branch.channels + branch.statics + branch.forcings, config.width, self.grid)
+        self.position = Position(self.grid, config.width, config.positions)
+        self.groups = _groups(config, branch)
+        self.norm = nn.LayerNorm(config.width)
+        self.narrow = nn.Linear(config.width, branch.head_widths[0]) if branch.head_widths[0] != config.width else nn.Identity()
+        self.head = Deconvolution(branch.head_widths, branch.channels, branch.head_strides, self.grid)
+        if self.residual:
+            start_small(self.head.stages[-1])
+
+    def embed(self, x: Tensor, forcing: Tensor | None = None, statics: Tensor | None = None) -> Tensor:
+        """Fields (B, C, H, W) and forcing (B, F, H, W) to tokens (B, N_g, d); statics (B, S, H, W) if not the model's own."""
+        require_shape("global state", x, (None, self.config.channels, *self.config.shape))
+        parts = [x, self.statics.expand(x.shape[0], -1, -1, -1) if statics is None else statics]
+        if self.config.forcings:
+            require_shape("global forcing", forcing, (x.shape[0], self.config.forcings, *self.config.shape))
+            parts.append(forcing)
+        return self.position(self.embedding(torch.cat(parts, 1)))
+
+    def decode(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """Tokens (B, N_g, d) and the state they came from to the next state (B, C, H, W)."""
+        change = self.head(self.narrow(self.norm(tokens)))
+        return x + change if self.residual else change
+
+    def forward(self, x: Tensor, forcing: Tensor | None = None, statics: Tensor | None = None) -> Tensor:
+        """State at t (B, C, H, W) and forcing (B, F, H, W) to the state at t + 6 h (B, C, H, W)."""
+        tokens = self.embed(x, forcing, statics)
+        for group in self.groups:
+            tokens = group(tokens)
+        return self.decode(tokens, x)
+
+    @staticmethod
+    def loss(prediction: Tensor, target: Tensor, channel_weight: Tensor, row_weight: Tensor) -> Tensor:
+        """Weighted mean absolute error (eq. 14).
+
+        Parameters
+        ----------
+        prediction, target : Tensor, shape (B, C, H, W), normalized
+        channel_weight : Tensor, shape (C,), sums to 1
+        row_weight : Tensor, shape (H,), mean 1
+        """
+        error = (prediction - target).abs().mean((0, 3))  # (C, H)
+        return torch.einsum("ch,c,h->", error, channel_weight, row_weight) / row_weight.numel()
+
+
+class RegionalModel(nn.Module):
+    """Transformer for six regional hours from the six before."""
+
+    def __init__(self, config: ScaleMixerConfig):
+        super().__init__()
+        branch = config.inner
+        self.config, self.output, self.sunlit_channel = branch, config.output, config.sunlit_channel
+        self.grid, width = branch.tokens, config.width
+        self.register_buffer("statics", torch.zeros(branch.statics, *branch.shape))
+        self.embedding = PatchEmbedding(branch.channels, width, self.grid)  # shared by the six hours
+        self.merge = nn.Linear(HOURS * width, width)
+        self.static_embedding = PatchEmbedding(branch.statics, width, self.grid) if branch.statics else None
+        self.forcing_embedding = PatchEmbedding(branch.forcings, width, self.grid) if branch.forcings else None
+        self.calendar = MLP(4, width, width)
+        self.position = Position(self.grid, width, config.positions)
+        self.groups = _groups(config, branch)
+        head_width = width if config.coupling == "none" else 2 * width
+        self.modulation = LeadTimeModulation(head_width)
+        local = branch.channels + branch.statics + (2 if branch.forcings else 0)
+        self.heads = nn.ModuleList(
+            PredictionHead(
+                head_width, branch.head_widths, branch.head_strides, branch.channels, self.grid, detail=config.detail, local=local
+            )
+            for _ in range(HOURS)
+        )
+        if config.output == "residual":
+            for head in self.heads:
+                start_small(head.last)
+
+    def embed(self, history: Tensor, forcing: Tensor | None, calendar: Tensor) -> Tensor:
+        """Hours t-5..t (B, 6, C, H, W), forcing (B, F, H, W), calendar (B, 4) to tokens (B, N_r, d)."""
+        batch = history.shape[0]
+        require_shape("regional history", history, (None, HOURS, self.config.channels, *self.config.shape))
+        require_shape("calendar", calendar, (batch, 4))
+        hours = self.embedding(history.flatten(0, 1)).unflatten(0, (batch, HOURS))  # (B, 6, N, d)
+        tokens = self.merge(hours.permute(0, 2, 1, 3).flatten(2)) + self.calendar(calendar)[:, None]
+        if self.static_embedding is not None:
+            tokens = tokens + self.static_embedding(self.statics[None])
+        if self.forcing_embedding is not None:
+            require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
+            tokens = tokens + self.forcing_embedding(forcing)
+        return self.position(tokens)
+
+    def decode(self, tokens: Tensor, history: Tensor, forcing: Tensor | None) -> Tensor:
+        """Tokens (B, N_r, d or 2d) and the inputs they came from to hours t+1..t+6 (B, 6, C, H, W)."""
+        leads = torch.arange(1, HOURS + 1, device=tokens.device, dtype=tokens.dtype)
+        scale, shift = self.modulation(leads)
+        hours = [
+            head(tokens, scale[i], shift[i], self._local(history, forcing, i)) for i, head in enumerate(self.heads)
+        ]
+        return self._compose(torch.stack(hours, 1), history, forcing)
+
+    def _local(self, history: Tensor, forcing: Tensor | None, lead: int) -> Tensor | None:
+        """Full-resolution fields for the refinement: last hour, statics, insolation now and at the lead."""
+        if self.heads[lead].refine is None:
+            return None
+        parts = [history[:, -1], self.statics.expand(history.shape[0], -1, -1, -1)]
+        if forcing is not None:
+            parts.append(forcing[:, [HOURS - 1, HOURS + lead]])
+        return torch.cat(parts, 1)
+
+    def _compose(self, change: Tensor, history: Tensor, forcing: Tensor | None) -> Tensor:
+        """Add the last hour; the sunlit channel is insolation times a transmissivity around one half."""
+        fields = history[:, -1:] + change if self.output == "residual" else change
+        if self.sunlit_channel is None:
+            return fields
+        c = self.sunlit_channel
+        sunlit = forcing[:, HOURS:] * (0.5 + change[:, :, c])
+        return torch.cat([fields[:, :, :c], sunlit[:, :, None], fields[:, :, c + 1 :]], 2)
+
+
+# ------------------------------------------------------------------------------------------------------------ exchange
+
+
+class Keys(NamedTuple):
+    """Chosen key positions of one block.
+
+    index : (B, K) int, global tokens; tokens : (B, K, d) gated; positions : (B, K, 2) latitude and longitude in degrees;
+    scores : (B, N_g) importance, sums to 1.
+    """
+
+    index: Tensor
+    tokens: Tensor
+    positions: Tensor
+    scores: Tensor
+
+
+class KeyPositionSampler(nn.Module):
+    """Scores every global token and keeps the K most important ones (eqs 5-6)."""
+
+    def __init__(self, config: ScaleMixerConfig):
+        super().__init__()
+        self.config, self.grid = config.sampler, config.outer.tokens
+        self.norm = nn.LayerNorm(config.width)
+        self.register_buffer("centers", torch.as_tensor(self.grid.centers, dtype=torch.float32), persistent=False)
+        allowed = _key_domain(config)
+        self.domain_size = int(allowed.sum())
+        self.register_buffer("allowed", torch.as_tensor(allowed), persistent=False)
+        if self.config.mode == "adaptive":
+            widths = [config.width] + [config.width // 4] * self.config.layers
+            self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in zip(widths, widths[1:], strict=False))
+            self.score = nn.Linear(widths[-1], 1)
+        elif self.config.mode == "fixed":
+            fixed = _spread_evenly(self.grid, allowed, self.config.keys)
+            self.register_buffer("fixed", torch.as_tensor(fixed)[None], persistent=False)
+
+    def importance(self, tokens: Tensor) -> Tensor:
+        """Softmax over tokens of the score network: (B, N_g, d) -> (B, N_g); uniform when keys are not learned."""
+        if self.config.mode != "adaptive":
+            return self.allowed.float().expand(tokens.shape[0], -1) / self.domain_size
+        x = self.norm(tokens).transpose(1, 2).unflatten(2, self.grid.shape)
+        for convolution in self.convolutions:
+            x = functional.pad(x, (1, 1, 0, 0), mode="circular" if self.grid.periodic else "replicate")
+            x = functional.gelu(convolution(functional.pad(x, (0, 0, 1, 1), mode="replicate")))
+        logits = self.score(x.flatten(2).transpose(1, 2)).squeeze(-1)
+        return logits.masked_fill(~self.allowed, -torch.inf).softmax(-1)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """Indices of the keys: (B, N_g) -> (B, K)."""
+        batch, keys = scores.shape[0], self.config.keys
+        if self.config.mode == "fixed":
+            return self.fixed.expand(batch, -1)
+        if self.config.mode == "random":
+            # inference repeats itself: one fixed draw; training draws anew
+            seed = None if self.training else torch.Generator(scores.device).manual_seed(0)
+            scores = torch.rand(scores.shape, generator=seed, device=scores.device).masked_fill(~self.allowed, -1.0)
+        return scores.topk(keys, dim=-1).indices
+
+    def forward(self, tokens: Tensor) -> Keys:
+        """(B, N_g, d) -> Keys."""
+        scores = self.importance(tokens)
+        index = self.choose(scores)
+        chosen = tokens.gather(1, index[..., None].expand(-1, -1, tokens.shape[2]))
+        return Keys(index, self._gate(chosen, scores.gather(1, index), scores), self.centers[index], scores)
+
+    def _gate(self, chosen: Tensor, score: Tensor, scores: Tensor) -> Tensor:
+        """Let gradients reach the score network; top K itself passes none."""
+        if self.config.gate == "none":
+            return chosen
+        if self.config.gate == "softmax":
+            return chosen * score[..., None]
+        # the gate comes after the norm (a norm would cancel it) and saturates smoothly (a hard cap has no gradient)
+        relative = score * self.domain_size
+        return self.norm(chosen) * (self.config.cap * torch.tanh(relative / self.config.cap))[..., None]
+
+
+def _key_domain(config: ScaleMixerConfig) -> np.ndarray:
+    """Global tokens that may become keys, shape (N_g,) bool."""
+    grid, halo = config.outer.tokens, config.sampler.halo
+    if halo is None:
+        return np.ones(len(grid), dtype=bool)
+    rows, columns = np.divmod(Alignment.holders(grid, config.inner.tokens), grid.shape[1])
+    reach = np.arange(-halo, halo + 1)
+    rows, columns = np.unique(rows[:, None] + reach), np.unique(columns[:, None] + reach)
+    columns = columns % grid.shape[1] if grid.periodic else columns[(columns >= 0) & (columns < grid.shape[1])]
+    allowed = np.zeros(grid.shape, dtype=bool)
+    allowed[np.ix_(rows[(rows >= 0) & (rows < grid.shape[0])], columns)] = True
+    if allowed.sum() < config.sampler.keys:
+        raise ValueError(f"keys={config.sampler.keys} exceeds the {allowed.sum()} tokens within halo={halo}")
+    return allowed.ravel()
+
+
+def _spread_evenly(grid: TokenGrid, allowed: np.ndarray, keys: int) -> np.ndarray:
+    """K distinct allowed tokens on an even lattice, chosen farthest-first from one another, shape (K,)."""
+    candidates = np.flatnonzero(allowed)
+    radians = np.deg2rad(grid.centers[candidates])
+    cos = np.cos(radians[:, 0])
+    points = np.stack([cos * np.cos(radians[:, 1]), cos * np.sin(radians[:, 1]), np.sin(radians[:, 0])], -1)
+    chosen = [int(np.argmax(points @ points.mean(0)))]
+    distance = np.full(len(candidates), np.inf)
+    for _ in range(keys - 1):
+        distance = np.minimum(distance, 1.0 - points @ points[chosen[-1]])
+        chosen.append(int(np.argmax(distance)))
+    return candidates[chosen]
+
+
+class ScaleMixer(nn.Module):
+    """One exchange between the two token sets (eqs 5-13)."""
+
+    def __init__(self, config: ScaleMixerConfig, alignment: Alignment):
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.config, self.alignment = config, alignment
+        self.outer_grid, self.inner_grid = config.outer.tokens, config.inner.tokens
+        self.sampler = KeyPositionSampler(config)
+        self.norm_outer, self.norm_inner, self.norm_keys = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.outer_to_keys = Attention(width, heads, extra=2)
+        self.move = nn.Linear(width, 2)  # W_P
+        self.keys_to_inner = Attention(width, heads)
+        nn.init.zeros_(self.move.weight), nn.init.zeros_(self.move.bias)
+        for name, axis in zip(("latitude", "longitude"), self.inner_grid.axes, strict=True):
+            self.register_buffer(f"inner_{name}", torch.as_tensor(axis, dtype=torch.float32), persistent=False)
+        self._register_extent()
+        if config.coupling == "two_way":
+            self.adapter = MLP(2 * width, width, width)
+            if config.feedback == "residual":
+                # zero at first: training starts from the undisturbed global forecast
+                nn.init.zeros_(self.adapter[-1].weight), nn.init.zeros_(self.adapter[-1].bias)
+
+    def _register_extent(self):
+        lat, lon = self.outer_grid.axes
+        edge_lat, edge_lon = self.inner_grid.edges
+        size = [abs(lat[0] - lat[-1]) / (len(lat) - 1), (lon[-1] - lon[0]) / (len(lon) - 1)]
+        register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)  # noqa: E731
+        register("patch_size", size)
+        register("domain", [[lat[-1], lon[0]], [lat[0], lon[-1]]])
+        register("box_edges", [[edge_lat[-1], edge_lon[0]], [edge_lat[0], edge_lon[-1]]])
+
+    def forward(self, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Keys]:
+        """(B, N_g, d), (B, N_r, d) -> the same shapes and the keys with their final positions."""
+        keys = self.sampler(outer)
+        tokens, positions = self.look(keys, outer)
+        inner = self.inform(inner, self.refine(tokens, positions, inner))
+        if self.config.coupling == "two_way":
+            outer = self.feed_back(outer, inner)
+        return outer, inner, keys._replace(positions=positions)
+
+    def look(self, keys: Keys, outer: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys gather from the whole globe and move (eqs 7-8): -> (B, K, d), (B, K, 2) degrees."""
+        queries = torch.cat([keys.tokens, self._relative(keys.positions)], -1)
+        attended = self.outer_to_keys.attend(queries, self.norm_outer(outer))
+        moved = keys.positions + torch.tanh(self.move(attended)) * self.config.sampler.shift * self.patch_size
+        return keys.tokens + self.outer_to_keys.out(attended), self._inside_domain(moved)
+
+    def refine(self, tokens: Tensor, positions: Tensor, inner: Tensor) -> Tensor:
+        """Add regional tokens, interpolated at the positions; nothing outside the box (eq. 9): -> (B, K, d)."""
+        field = self.norm_inner(inner).transpose(1, 2).unflatten(2, self.inner_grid.shape)
+        sampled, inside = sample_bilinear(field, self._into_box_frame(positions), self.inner_latitude, self.inner_longitude, self.box_edges)
+        return tokens + inside[..., None] * sampled
+
+    def inform(self, inner: Tensor, tokens: Tensor) -> Tensor:
+        """Regional tokens attend to the keys (eqs 10-11): -> (B, N_r, d)."""
+        return inner + self.keys_to_inner(self.norm_inner(inner), self.norm_keys(tokens))
+
+    def feed_back(self, outer: Tensor, inner: Tensor) -> Tensor:
+        """Global tokens in the box hear from the region (eqs 12-13): -> (B, N_g, d)."""
+        box = self.alignment.box
+        mixed = torch.cat([self.norm_outer(outer[:, box]), self.norm_inner(self.alignment.to_box(inner))], -1)
+        change = self.adapter(mixed)
+        if self.config.feedback == "replace":
+            change = change - outer[:, box]
+        return outer.index_add(1, box, change.to(outer.dtype))
+
+    def _relative(self, positions: Tensor) -> Tensor:
+        """Degrees to numbers within -1..1, longitude relative to the middle of the box."""
+        lat, lon = positions.unbind(-1)
+        middle = (self.box_edges[0, 1] + self.box_edges[1, 1]) / 2
+        return torch.stack([lat / 90.0, ((lon - middle + 180.0) % 360.0 - 180.0) / 180.0], -1)
+
+    def _inside_domain(self, positions: Tensor) -> Tensor:
+        """Clip to the token centers; a periodic longitude wraps instead."""
+        low, high = self.domain
+        clipped = positions.clamp(low, high)
+        if not self.outer_grid.periodic:
+            return clipped
+        return torch.stack([clipped[..., 0], positions[..., 1] % 360.0], -1)
+
+    def _into_box_frame(self, positions: Tensor) -> Tensor:
+        """Longitudes in the convention of the box."""
+        west, east = self.box_edges[:, 1]
+        cut = (west + east) / 2 - 180.0  # the seam lies opposite the box
+        return torch.stack([positions[..., 0], cut + (positions[..., 1] - cut) % 360.0], -1)
+
+
+def sample_bilinear(field: Tensor, positions: Tensor, latitude: Tensor, longitude: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """Bilinear sampling of a token field; differentiable in the field and in the positions.
+
+    Parameters
+    ----------
+    field : Tensor, shape (B, d, rows, columns)
+    positions : Tensor, shape (B, K, 2)
+        Latitude and longitude in degrees, in the convention of ``longitude``.
+    latitude, longitude : Tensor, shapes (rows,) and (columns,)
+        Token centers; latitude descends, longitude ascends.
+    edges : Tensor, shape (2, 2)
+        South-west and north-east corner of the box.
+
+    Returns
+    -------
+    sampled : Tensor, shape (B, K, d)
+        Between the outermost centers and the edges the outermost tokens hold.
+    inside : Tensor, shape (B, K)
+        1 inside the box, 0 outside.
+    """
+    lat, lon = positions.unbind(-1)
+    row = _fractional_index(-latitude, -lat)
+    column = _fractional_index(longitude, lon)
+    # align_corners: -1 and 1 are the centers of the outermost tokens
+    unit = [2.0 * i / max(n - 1, 1) - 1.0 for i, n in ((column, longitude.numel()), (row, latitude.numel()))]
+    grid = torch.stack(unit, -1)[:, :, None]  # (B, K, 1, 2)
+    sampled = functional.grid_sample(field, grid.to(field.dtype), padding_mode="border", align_corners=True)
+    low, high = edges
+    inside = ((positions >= low) & (positions <= high)).all(-1)
+    return sampled.squeeze(-1).transpose(1, 2), inside.to(field.dtype)
+
+
+def _fractional_index(axis: Tensor, values: Tensor) -> Tensor:
+    """Position of values on an ascending axis in units of its points, linear between them and beyond the ends."""
+    if axis.numel() == 1:
+        return torch.zeros_like(values)
+    low = (torch.searchsorted(axis, values.detach().contiguous(), right=True) - 1).clamp(0, axis.numel() - 2)
+    return low + (values - axis[low]) / (axis[low + 1] - axis[low])
+
+
+# --------------------------------------------------------------------------------------------------------- whole model
+
+
+class Step(NamedTuple):
+    """Result of one coupled step: global state at t+6 (B, C_g, H, W), regional hours t+1..t+6 (B, 6, C_r, h, w), keys per block."""
+
+    outer: Tensor
+    inner: Tensor
+    keys: tuple[Keys, ...]
+
+
+class CoupledModel(nn.Module):
+    """Global and regional backbones with a ScaleMixer after each group of layers."""
+
+    def __init__(self, config: ScaleMixerConfig):
+        super().__init__()
+        self.config = config
+        self.outer = GlobalModel(config)
+        self.inner = RegionalModel(config)
+        self.alignment = Alignment(config.outer.tokens, config.inner.tokens)
+        mixers = [] if config.coupling == "none" else [ScaleMixer(config, self.alignment) for _ in range(config.blocks)]
+        self.mixers = nn.ModuleList(mixers)
+        self._frozen = False
+
+    def freeze_outer(self) -> CoupledModel:
+        """Stop training the global backbone (stages 2 and 3); gradients still pass through it."""
+        self.outer.requires_grad_(False)
+        self._frozen = True
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> CoupledModel:
+        """Set training mode; a frozen global backbone stays in evaluation mode."""
+        super().train(mode)
+        if self._frozen:
+            self.outer.eval()
+        return self
+
+    def forward(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing=None, inner_forcing=None) -> Step:
+        """One step of six hours, everything normalized.
+
+        Parameters
+        ----------
+        outer : Tensor, shape (B, C_g, H, W)
+            Global state at t.
+        inner : Tensor, shape (B, 6, C_r, h, w)
+            Regional hours t-5..t.
+        calendar : Tensor, shape (B, 4)
+            Sine and cosine of the hour of day and of the day of year at t.
+        outer_forcing : Tensor, shape (B, F_g, H, W), optional
+        inner_forcing : Tensor, shape (B, F_r, h, w), optional
+            Insolation; hours t-5..t+6 for the region.
+        """
+        z_outer = self.outer.embed(outer, outer_forcing)
+        z_inner = self.inner.embed(inner, inner_forcing, calendar)
+        keys = []
+        for i, (global_layers, regional_layers) in enumerate(zip(self.outer.groups, self.inner.groups, strict=True)):
+            z_outer, z_inner = global_layers(z_outer), regional_layers(z_inner)
+            if self.mixers:
+                z_outer, z_inner, chosen = self.mixers[i](z_outer, z_inner)
+                keys.append(chosen)
+        if self.mixers:
+            z_inner_aligned = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
+        else:
+            z_inner_aligned = z_inner
+        return Step(
+            self.outer.decode(z_outer, outer), self.inner.decode(z_inner_aligned, inner, inner_forcing), tuple(keys)
+        )
+
+    @staticmethod
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean absolute error over lead times, variables and cells (eq. 15); tensors (B, 6, C, h, w), normalized."""
+        return (prediction - target).abs().mean()

@@ -1,0 +1,1 @@
+"""Physics on plain arrays: humidity, pressure, sun."""

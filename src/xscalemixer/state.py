@@ -1,0 +1,101 @@
+"""The border between xarray and torch: datasets to tensors in physical units, and the known future (sun, calendar)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from xscalemixer.grids import Grid
+from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
+from xscalemixer.variables import Schema
+
+__all__ = ["HOURS", "State", "calendar_features", "fields_of", "inner_insolation", "outer_insolation", "statics_of"]
+
+HOURS = 6  # hours per step, and regional hours in a state
+
+
+@dataclass
+class State:
+    """Where a roll-out stands: both branches at one time, physical units.
+
+    Attributes
+    ----------
+    time : numpy.datetime64
+        Valid time t.
+    outer : Tensor, shape (1, C_g, H, W)
+        Global fields at t.
+    inner : Tensor, shape (1, 6, C_r, h, w)
+        Regional fields at t-5..t hours.
+    """
+
+    time: np.datetime64
+    outer: Tensor
+    inner: Tensor
+
+    def to(self, device) -> State:
+        """The same state on another device."""
+        return State(self.time, self.outer.to(device), self.inner.to(device))
+
+
+def fields_of(ds: xr.Dataset, schema: Schema) -> np.ndarray:
+    """Canonical dataset to one array, channels in schema order.
+
+    Parameters
+    ----------
+    ds : Dataset with dims (time, [level], latitude, longitude)
+
+    Returns
+    -------
+    array, shape (T, C, H, W), float32, canonical units
+    """
+    columns = [ds[variable.name].sel(level=level, drop=True) if level else ds[variable.name]
+               for variable in schema.variables for level in variable.levels or (None,)]  # fmt: skip
+    return xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...).values.astype("f4")
+
+
+def statics_of(ds: xr.Dataset) -> np.ndarray:
+    """Orography in km and land fraction, shape (2, H, W), float32."""
+    return np.stack([np.asarray(ds["orog"]) / 1000.0, np.asarray(ds["lsm"])]).astype("f4")
+
+
+def calendar_features(time: np.ndarray, parts: tuple[str, ...] = ("hour", "day")) -> Tensor:
+    """Sine and cosine of the hour of day and of the day of year; parts not named are zero.
+
+    Parameters
+    ----------
+    time : array of datetime64, shape (B,)
+
+    Returns
+    -------
+    Tensor, shape (B, 4)
+    """
+    time = np.atleast_1d(time).astype("datetime64[s]")
+    year = time.astype("datetime64[Y]")
+    length = ((year + 1).astype("datetime64[s]") - year.astype("datetime64[s]")) / np.timedelta64(1, "s")
+    turns = {
+        "hour": (time - time.astype("datetime64[D]")) / np.timedelta64(1, "D"),
+        "day": (time - year.astype("datetime64[s]")) / np.timedelta64(1, "s") / length,
+    }
+    waves = [f(2 * np.pi * turn) * (name in parts) for name, turn in turns.items() for f in (np.sin, np.cos)]
+    return torch.as_tensor(np.stack(waves, -1), dtype=torch.float32)
+
+
+def outer_insolation(time: np.datetime64, grid: Grid) -> Tensor:
+    """Mean insolation over the six hours before and after t, in units of a quarter solar constant, shape (1, 2, H, W)."""
+    ends = np.array([time, time + np.timedelta64(HOURS, "h")])
+    flux = hourly_insolation(ends, *_mesh(grid), hours=HOURS)
+    return torch.from_numpy(flux / np.float32(SOLAR_CONSTANT / 4))[None]
+
+
+def inner_insolation(time: np.datetime64, grid: Grid, first: int = 1 - HOURS, last: int = HOURS) -> Tensor:
+    """Hourly mean insolation for hours t+first..t+last in W m-2, shape (1, last - first + 1, h, w)."""
+    ends = time + np.arange(first, last + 1).astype("timedelta64[h]")
+    return torch.from_numpy(hourly_insolation(ends, *_mesh(grid)))[None]
+
+
+def _mesh(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(grid.latitude)[:, None], np.array(grid.longitude)[None, :]

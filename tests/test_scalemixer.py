@@ -1,0 +1,337 @@
+"""The coupled network: published sizes, invariants of the exchange, ablations on one code path."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel, KeyPositionSampler, SamplerConfig, ScaleMixerConfig, sample_bilinear
+
+TINY = ScaleMixerConfig.tiny()
+
+
+def inputs(config=TINY, batch=2, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(batch, *shape, generator=random)
+    outer, inner = config.outer, config.inner
+    return {
+        "outer": normal(outer.channels, *outer.shape),
+        "inner": normal(6, inner.channels, *inner.shape),
+        "calendar": normal(4),
+        "outer_forcing": normal(outer.forcings, *outer.shape),
+        "inner_forcing": normal(inner.forcings, *inner.shape),
+    }
+
+
+def build(seed=0, **changes):
+    torch.manual_seed(seed)
+    return CoupledModel(replace(TINY, **changes)).eval()
+
+
+def stir(model, seed=1):
+    """Give zero-initialized layers weights, so that every path carries a signal."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for mixer in model.mixers:
+            for layer in (mixer.move, *([mixer.adapter[-1]] if hasattr(mixer, "adapter") else [])):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=random) * 0.3)
+    return model
+
+
+# --- sizes
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def test_paper_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = CoupledModel(ScaleMixerConfig.paper())
+    assert count(model.outer) == pytest.approx(736, rel=0.02)
+    assert count(model) == pytest.approx(1070, rel=0.02)
+
+
+def test_paper_patches_nest_one_to_one():
+    with torch.device("meta"):
+        model = CoupledModel(ScaleMixerConfig.paper())
+    assert model.alignment.nested
+    assert model.config.inner.tokens.shape == (20, 32)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small"])
+def test_forward_shapes(size):
+    config = getattr(ScaleMixerConfig, size)()
+    model = CoupledModel(config).eval()
+    with torch.inference_mode():
+        step = model(**inputs(config, batch=1))
+    assert step.outer.shape == (1, config.outer.channels, *config.outer.shape)
+    assert step.inner.shape == (1, 6, config.inner.channels, *config.inner.shape)
+    assert len(step.keys) == config.blocks
+
+
+def test_base_builds_with_finite_size():
+    with torch.device("meta"):
+        assert 100 < count(CoupledModel(ScaleMixerConfig.base())) < 130
+
+
+# --- configuration
+
+
+def test_config_round_trip():
+    config = replace(TINY, coupling="one_way", sampler=SamplerConfig(keys=5, halo=1))
+    assert ScaleMixerConfig.from_dict(config.to_dict()) == config
+
+
+def test_unknown_key_is_refused():
+    with pytest.raises(TypeError, match="colour"):
+        ScaleMixerConfig.from_dict({**TINY.to_dict(), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coupling": "off"}, "coupling='off'; choose one of"),
+        ({"blocks": 3}, "outer depth 4 is not a multiple of blocks=3"),
+        ({"width": 33}, "width 33 is not a multiple of heads=2"),
+        ({"sampler": SamplerConfig(keys=1000)}, "keys=1000 exceeds the 128 global tokens"),
+        ({"sunlit_channel": 6, "inner": replace(TINY.inner, forcings=0)}, "sunlit_channel needs inner.forcings=12"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **changes)
+
+
+def test_wrong_shape_says_what_was_needed():
+    bad = inputs()
+    bad["inner"] = bad["inner"][:, :5]
+    with pytest.raises(ValueError, match=r"regional history has shape \(2, 5, 7, 40, 60\), needed"):
+        build()(**bad)
+
+
+# --- invariants of the exchange
+
+
+def test_untrained_feedback_leaves_the_global_forecast_untouched():
+    model, x = build(), inputs()
+    alone = model.outer(x["outer"], x["outer_forcing"])
+    assert torch.equal(model(**x).outer, alone)
+
+
+def test_literal_feedback_does_not():
+    model, x = build(feedback="replace"), inputs()
+    assert not torch.allclose(model(**x).outer, model.outer(x["outer"], x["outer_forcing"]))
+
+
+def test_order_of_keys_does_not_matter():
+    model = stir(build())
+    mixer, outer, inner = model.mixers[0], torch.randn(1, 128, 32), torch.randn(1, 6, 32)
+    keys = mixer.sampler(outer)
+    turned = keys._replace(index=keys.index.flip(1), tokens=keys.tokens.flip(1), positions=keys.positions.flip(1))
+    results = [mixer.inform(inner, mixer.refine(*mixer.look(k, outer), inner)) for k in (keys, turned)]
+    torch.testing.assert_close(*results)
+
+
+def test_with_all_keys_and_no_gate_the_score_network_has_no_effect():
+    sampler = SamplerConfig(keys=128, gate="none")
+    model, x = stir(build(sampler=sampler)), inputs()
+    before = model(**x)
+    with torch.no_grad():
+        for mixer in model.mixers:
+            mixer.sampler.score.weight.normal_()
+    after = model(**x)
+    torch.testing.assert_close(after.inner, before.inner)
+    torch.testing.assert_close(after.outer, before.outer)
+
+
+@pytest.mark.parametrize("gate", ["tanh", "softmax"])
+def test_score_network_learns_through_the_gate(gate):
+    model = build(sampler=SamplerConfig(keys=8, gate=gate))
+    model(**inputs()).inner.square().mean().backward()
+    for mixer in model.mixers:
+        assert mixer.sampler.score.weight.grad.abs().max() > 0
+        assert mixer.sampler.convolutions[0].weight.grad.abs().max() > 0
+
+
+def test_softmax_gate_is_the_literal_product():
+    sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, gate="softmax")))
+    tokens = torch.randn(1, 128, 32)
+    keys = sampler(tokens)
+    torch.testing.assert_close(keys.tokens, tokens[:, keys.index[0]] * keys.scores[:, keys.index[0], None])
+    assert keys.scores.sum().item() == pytest.approx(1.0, abs=1e-5)
+    assert set(keys.index[0].tolist()) == set(keys.scores[0].topk(8).indices.tolist())
+
+
+def test_sampling_at_token_centers_returns_the_tokens():
+    mixer = build().mixers[0]
+    field = torch.randn(1, 4, 2, 3)
+    centers = torch.as_tensor(TINY.inner.tokens.centers, dtype=torch.float32)[None]
+    sampled, inside = sample_bilinear(field, centers, mixer.inner_latitude, mixer.inner_longitude, mixer.box_edges)
+    torch.testing.assert_close(sampled, field.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert inside.all()
+
+
+def test_sampling_is_linear_between_centers_and_differentiable_in_the_position():
+    latitude, longitude = torch.tensor([30.0, 20.0, 5.0]), torch.tensor([100.0, 110.0, 125.0, 130.0])  # uneven axes
+    field = (2 * latitude[:, None] + 3 * longitude[None, :])[None, None]
+    position = torch.tensor([[[12.0, 121.0]]], requires_grad=True)
+    value, _ = sample_bilinear(field, position, latitude, longitude, torch.tensor([[0.0, 95.0], [35.0, 135.0]]))
+    value.sum().backward()
+    assert value.item() == pytest.approx(2 * 12 + 3 * 121, rel=1e-6)
+    torch.testing.assert_close(position.grad, torch.tensor([[[2.0, 3.0]]]), rtol=1e-4, atol=1e-4)
+
+
+def test_keys_outside_the_box_get_nothing_from_the_region():
+    mixer = build().mixers[0]
+    tokens, inner = torch.randn(1, 2, 32), torch.randn(1, 6, 32)
+    positions = torch.tensor([[[-40.0, 300.0], [30.0, 90.0]]])
+    refined = mixer.refine(tokens, positions, inner)
+    assert torch.equal(refined[:, 0], tokens[:, 0])
+    assert not torch.allclose(refined[:, 1], tokens[:, 1])
+
+
+def test_keys_may_wrap_the_date_line_but_not_the_poles():
+    mixer = build().mixers[0]
+    moved = mixer._inside_domain(torch.tensor([[[95.0, 370.0], [-95.0, -10.0]]]))
+    highest = float(mixer.domain[1, 0])
+    torch.testing.assert_close(moved, torch.tensor([[[highest, 10.0], [-highest, 350.0]]]))
+
+
+def test_frozen_weights_do_not_change_but_the_rest_learns():
+    model = build().train().freeze_outer()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    model.loss(model(**inputs()).inner, torch.zeros(2, 6, 7, 40, 60)).backward()
+    optimizer.step()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert not any(name.startswith("outer.") for name in changed)
+    assert any(name.startswith("mixers.") for name in changed)
+    assert not model.outer.training and model.inner.training
+
+
+# --- who hears whom
+
+
+def disturbed(x, name, amount=1.0):
+    return {**x, name: x[name] + amount}
+
+
+def reach(model, name):
+    """Change of both outputs when one input is disturbed."""
+    x = inputs()
+    with torch.inference_mode():
+        before, after = model(**x), model(**disturbed(x, name))
+    return (after.outer - before.outer).abs().amax((0, 1)), (after.inner - before.inner).abs().amax()
+
+
+def test_two_way_each_hears_the_other():
+    model = stir(build())
+    region = reach(model, "outer")[1]
+    driver = reach(model, "inner")[0]
+    assert region > 1e-4
+    assert driver.min() > 1e-6  # later layers carry the region's news around the globe
+
+
+def test_feedback_of_the_last_block_stays_in_the_box():
+    model = stir(build())
+    outer, inner = torch.randn(1, 128, 32), torch.randn(1, 6, 32)
+    mixer = model.mixers[-1]
+    after = mixer.feed_back(outer, inner)
+    changed = (after != outer).any(-1)[0].nonzero()[:, 0]
+    assert changed.tolist() == sorted(model.alignment.box.tolist())
+
+
+def test_one_way_the_driver_does_not_hear_the_region():
+    model = stir(build(coupling="one_way"))
+    assert reach(model, "inner")[0].max() == 0
+    assert reach(model, "outer")[1] > 1e-4
+
+
+def test_uncoupled_nobody_hears_anybody():
+    model = build(coupling="none")
+    assert reach(model, "inner")[0].max() == 0
+    assert reach(model, "outer")[1] == 0
+    assert model(**inputs()).keys == ()
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "random", "fixed"])
+def test_ablations_share_the_code_path(mode):
+    model, x = build(sampler=SamplerConfig(keys=8, mode=mode)), inputs()
+    first, second = model(**x), model(**x)
+    assert first.keys[0].index.shape == (2, 8)
+    assert len(set(first.keys[0].index[0].tolist())) == 8
+    assert torch.equal(first.inner, second.inner)  # also random keys repeat themselves at inference
+
+
+def test_random_keys_are_drawn_anew_in_training():
+    sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, mode="random"))).train()
+    tokens = torch.randn(1, 128, 32)
+    assert not torch.equal(sampler(tokens).index, sampler(tokens).index)
+
+
+def test_halo_keeps_keys_near_the_box():
+    sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, halo=1)))
+    allowed = sampler.allowed.view(8, 16)
+    assert allowed.sum() == 4 * 5  # 2 x 3 patches and one around
+    assert sampler.allowed[sampler(torch.randn(1, 128, 32)).index].all()
+
+
+def test_regional_driver_works_and_does_not_wrap():
+    outer = replace(TINY.outer, latitude=tuple(70 - 2.0 * i for i in range(36)), longitude=tuple(40 + 2.0 * i for i in range(60)), periodic=False)
+    config = replace(TINY, outer=outer)
+    model = CoupledModel(config).eval()
+    assert not model.alignment.nested
+    west, east = outer.longitude[0], outer.longitude[-1]
+    lon = model.mixers[0]._inside_domain(torch.tensor([[[30.0, 500.0], [30.0, -500.0]]]))[..., 1]
+    assert (lon >= west).all() and (lon <= east).all()
+    assert model(**inputs(config)).inner.isfinite().all()
+
+
+def test_region_outside_the_driver_is_refused():
+    outer = replace(TINY.outer, latitude=tuple(-2.0 - 2.0 * i for i in range(36)), periodic=False)
+    with pytest.raises(ValueError, match="region lies partly outside"):
+        CoupledModel(replace(TINY, outer=outer))
+
+
+# --- regional heads
+
+
+def test_sunlit_channel_is_zero_where_there_is_no_insolation():
+    model, x = build(sunlit_channel=6), inputs()
+    x["inner_forcing"] = x["inner_forcing"].abs()
+    x["inner_forcing"][:, 6:, :, 30:] = 0.0
+    sunlit = model(**x).inner[:, :, 6]
+    assert (sunlit[..., 30:] == 0).all() and (sunlit[..., :30] != 0).any()
+
+
+def test_residual_output_starts_near_persistence():
+    model, x = build(), inputs()
+    step = model(**x)
+    assert (step.inner - x["inner"][:, -1:]).abs().mean() < 0.2
+    assert (step.outer - x["outer"]).abs().mean() < 0.2
+
+
+def test_any_box_comes_back_in_its_own_shape():
+    inner = replace(TINY.inner, latitude=TINY.inner.latitude[:37], longitude=TINY.inner.longitude[:53], offset=(3, 2))
+    config = replace(TINY, inner=inner)
+    step = CoupledModel(config).eval()(**inputs(config))
+    assert step.inner.shape == (2, 6, 7, 37, 53)
+
+
+def test_fourier_positions_depend_on_place_only():
+    model = build(positions="fourier")
+    state = model.outer.position
+    assert not state.learned
+    assert "outer.position.table" not in dict(model.named_parameters())
+    assert model(**inputs()).inner.isfinite().all()
+
+
+def test_global_loss_is_the_weighted_mean():
+    prediction, target = torch.tensor([[[[1.0, 3.0]], [[0.0, 0.0]]]]), torch.zeros(1, 2, 1, 2)
+    value = GlobalModel.loss(prediction, target, torch.tensor([0.75, 0.25]), torch.tensor([1.0]))
+    assert value.item() == pytest.approx(0.75 * 2.0)
+
+
+def test_random_seed_gives_the_same_model():
+    assert torch.equal(build(seed=3)(**inputs()).inner, build(seed=3)(**inputs()).inner)
