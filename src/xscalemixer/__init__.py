@@ -12,6 +12,7 @@ from xscalemixer._version import __version__
 # name -> module; imported on first use, so that `import xscalemixer` costs little and never imports torch
 _LAZY = {
     "open": "readers",
+    "sample": "readers",
     "regrid": "regridding",
     "Grid": "grids",
     "Report": "report",

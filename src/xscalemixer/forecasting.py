@@ -291,7 +291,7 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
     moved = regrid(canonical[names], branch.grid)
-    report.assume(what, f"regridded from {source} to {branch.grid}: {moved.attrs['regridding']}")
+    report.assume(what, f"regridded: {moved.attrs['regridding']}")
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
     if holes.any():
@@ -377,13 +377,14 @@ def _whole_hours(hours) -> int:
     TimeError
         If it is not a whole positive number of hours.
     """
-    number = hours
-    if not isinstance(hours, numbers.Real) or isinstance(hours, bool):
+    if isinstance(hours, numbers.Real) and not isinstance(hours, bool | np.timedelta64):
+        number = float(hours)
+    else:
         try:
             number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
         except (ValueError, TypeError):
-            number = 0
-    if number != int(number) or number < 1:
+            number = np.nan
+    if not (number >= 1 and number == round(number)):
         raise TimeError("no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"])
     if number > HORIZON:
         log.warning("hours=%s goes beyond the %s hours that models are trained and verified for", hours, HORIZON)

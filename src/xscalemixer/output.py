@@ -26,9 +26,19 @@ from xscalemixer.errors import GridError, InputError, SchemaError
 from xscalemixer.grids import Grid
 from xscalemixer.variables import CATALOG, Schema, Variable
 
-__all__ = ["ForecastStore", "forecast_dataset"]
+__all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "ForecastStore", "forecast_dataset"]
 
 _TIME_ENCODING = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "standard", "dtype": "int64", "_FillValue": None}
+_EXACT = {"_FillValue": None}
+_STATIC = tuple(name for name, variable in CATALOG.items() if variable.role == "static")
+_CLOCK = {"units_metadata": "leap_seconds: none"}
+
+TIME_ATTRS = {
+    "reference_time": {"standard_name": "forecast_reference_time", "long_name": "start of the forecast"} | _CLOCK,
+    "lead_time": {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": "hours"},
+    "valid_time": {"standard_name": "time", "long_name": "time the forecast is valid at"} | _CLOCK,
+}
+MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
 
 def forecast_dataset(
@@ -108,9 +118,6 @@ def _check(fields: ArrayLike, schema: Schema, grid: Grid, lead_time: np.ndarray,
         raise GridError("these fields do not fit their grid", problems)
 
 
-_STATIC = tuple(name for name, variable in CATALOG.items() if variable.role == "static")
-
-
 def _field(dims: tuple[str, ...], values: ArrayLike, variable: Variable) -> xr.Variable:
     attrs = {"standard_name": variable.standard_name, "long_name": variable.long_name, "units": variable.units}
     if variable.units == "K":
@@ -136,24 +143,18 @@ def _chunks(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _coordinates(grid: Grid, start: np.datetime64, lead_time: np.ndarray, members: int | None) -> dict[str, xr.Variable]:
-    exact = {"_FillValue": None}
     valid = start + lead_time.astype("timedelta64[h]").astype("timedelta64[ns]")
     latitude = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
     longitude = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
-    clock = {"units_metadata": "leap_seconds: none"}
-    began = {"standard_name": "forecast_reference_time", "long_name": "start of the forecast"} | clock
-    lead = {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": "hours"}
-    ends = {"standard_name": "time", "long_name": "time the forecast is valid at"} | clock
     coords = {
-        "reference_time": xr.Variable("reference_time", start[None], began, _TIME_ENCODING),
-        "lead_time": xr.Variable("lead_time", lead_time, lead, exact),
-        "valid_time": xr.Variable(("reference_time", "lead_time"), valid[None], ends, _TIME_ENCODING),
-        "latitude": xr.Variable("latitude", np.array(grid.latitude), latitude, exact),
-        "longitude": xr.Variable("longitude", np.array(grid.longitude), longitude, exact),
+        "reference_time": xr.Variable("reference_time", start[None], TIME_ATTRS["reference_time"], _TIME_ENCODING),
+        "lead_time": xr.Variable("lead_time", lead_time, TIME_ATTRS["lead_time"], _EXACT),
+        "valid_time": xr.Variable(("reference_time", "lead_time"), valid[None], TIME_ATTRS["valid_time"], _TIME_ENCODING),
+        "latitude": xr.Variable("latitude", np.array(grid.latitude), latitude, _EXACT),
+        "longitude": xr.Variable("longitude", np.array(grid.longitude), longitude, _EXACT),
     }
     if members:
-        number = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
-        coords["member"] = xr.Variable("member", np.arange(members), number, exact)
+        coords["member"] = xr.Variable("member", np.arange(members), MEMBER_ATTRS, _EXACT)
     return coords
 
 
@@ -163,7 +164,7 @@ def _height_name(height: float) -> str:
 
 def _height(height: float) -> xr.Variable:
     attrs = {"standard_name": "height", "long_name": "height above ground", "units": "m", "positive": "up", "axis": "Z"}
-    return xr.Variable((), np.float64(height), attrs, {"_FillValue": None})
+    return xr.Variable((), np.float64(height), attrs, _EXACT)
 
 
 def _global_attrs(reference_time: np.datetime64 | str, attrs: Mapping[str, object]) -> dict[str, str | int | float]:

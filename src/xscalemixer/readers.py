@@ -17,7 +17,7 @@ from xscalemixer.errors import GridError, InputError
 if TYPE_CHECKING:
     from cfgrib.messages import Message
 
-__all__ = ["open"]
+__all__ = ["open", "sample"]
 
 _INSTALL = {
     "grib": 'GRIB needs cfgrib and eccodes: pip install "xscalemixer[grib]"',
@@ -77,6 +77,11 @@ def open(path: str | os.PathLike | Iterable[str | os.PathLike], **kwargs: Any) -
     datasets = [_open_grib(grib, **kwargs)] if grib else []
     datasets += [_open_other(file, formats[file], **kwargs) for file in files if formats[file] != "grib"]
     return datasets[0] if len(datasets) == 1 else _combine(datasets)
+
+
+def sample() -> xr.Dataset:
+    """The global state that comes with the package: NOAA GFS, 2.5 degrees, valid 2011-01-15 12 UTC (public domain)."""
+    return open(Path(__file__).with_name("sample.nc"))
 
 
 def _expand(path) -> list[str]:
@@ -162,7 +167,7 @@ def _combine(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
             datasets, join="outer", compat="no_conflicts", data_vars="minimal", coords="minimal", combine_attrs="drop_conflicts"
         )
     except (ValueError, xr.MergeError) as error:
-        raise InputError("these files do not fit together", [_first_line(error), "Open them one by one and use xr.merge"]) from error
+        raise InputError("these files do not fit together", [f"{_first_line(error)}. Open them one by one"]) from error
 
 
 def _with_time_dimension(ds: xr.Dataset) -> xr.Dataset:
@@ -273,14 +278,16 @@ def _cube_key(message: Message) -> tuple:
     get = lambda key: message.message_get(key, default="")  # noqa: E731
     parameter = get("paramId")
     if parameter == 0:  # not in the tables of ecCodes
-        keys = ("discipline", "parameterCategory", "parameterNumber") if get("edition") == 2 else ("table2Version", "indicatorOfParameter")
+        second = ("discipline", "parameterCategory", "parameterNumber")
+        keys = second if get("edition") == 2 else ("table2Version", "indicatorOfParameter")
         parameter = "_".join(str(get(key)) for key in keys)
     return parameter, get("typeOfLevel"), get("stepType"), get("dataType"), get("stepUnits")
 
 
 def _open_cube(messages: Sequence[_Header], time_dims: tuple[str, ...], **kwargs) -> xr.DataArray:
     """One hypercube with dims (number, times, level, ..., y, x), all kept, and its dataset's attributes under ``"dataset"``."""
-    options = {"squeeze": False, "time_dims": time_dims, "read_keys": ("shapeOfTheEarth", "radius"), **kwargs.get("backend_kwargs", {})}
+    options = {"squeeze": False, "time_dims": time_dims, "read_keys": ("shapeOfTheEarth", "radius")}
+    options |= kwargs.get("backend_kwargs", {})
     rest = {key: value for key, value in kwargs.items() if key != "backend_kwargs"}
     rest = {"chunks": dict.fromkeys((*time_dims, "number"), 1), "decode_timedelta": True, **rest}
     fields = _Messages([message.place for message in messages])

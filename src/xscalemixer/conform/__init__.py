@@ -17,12 +17,12 @@ from xscalemixer.conform.levels import onto_levels
 from xscalemixer.conform.quality import check
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.source import Source
-from xscalemixer.conform.time import to_valid_time
+from xscalemixer.conform.time import to_valid_time, valid_times
 from xscalemixer.errors import SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["conform"]
+__all__ = ["conform", "valid_times"]
 
 _STATICS = ("orog", "lsm")
 
@@ -115,21 +115,18 @@ def _collect(ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, r
     phase = relative_humidity_phase(ds, rh_phase, report) if any(r and r.needs_phase for r in steps.values()) else "water"
     fields: dict[str, xr.DataArray | None] = {}
     for name, recipe in steps.items():
-        usable = phase is not None or recipe is None or not recipe.needs_phase
-        computed = source.get(name) if recipe is None else derive(name, recipe, fields, phase, report) if usable else None
-        fields[name] = computed
+        fields[name] = source.get(name) if recipe is None else derive(name, recipe, fields, phase, report)
+    fields = {name: _on_levels(array, name, schema, max_level_ratio, report) for name, array in fields.items()}
     keep = frozenset((*schema.names, *_STATICS))
-    fields = {name: _on_levels(array, name, schema, max_level_ratio, report) for name, array in fields.items() if array is not None}
-    fields = {name: array for name, array in fields.items() if array is not None}
-    checked = check(fields, source, report, keep)
+    checked = check({name: array for name, array in fields.items() if array is not None}, source, report, keep)
     return {name: array for name, array in checked.items() if name in keep}
 
 
-def _on_levels(array: xr.DataArray, name: str, schema: Schema, max_ratio: float, report: Report) -> xr.DataArray | None:
+def _on_levels(array: xr.DataArray | None, name: str, schema: Schema, max_ratio: float, report: Report) -> xr.DataArray | None:
     """Ingredients stay on their levels, wanted variables go onto the wanted ones."""
-    if name not in schema.names or not schema[name].levels:
+    if array is None or name not in schema.names or not schema[name].levels:
         return array
-    return onto_levels(array, schema.levels, max_ratio, report)
+    return onto_levels(array, schema[name].levels, max_ratio, report)
 
 
 def _report_missing(names: list[str], source: Source, report: Report) -> None:

@@ -14,7 +14,8 @@ from xscalemixer.variables import CATALOG
 
 __all__ = ["RECIPES", "Recipe", "derive", "plan", "relative_humidity_phase"]
 
-_PHASES = ("water", "mixed", "ice")
+_PHASES = {"water": "water", "mixed": "the mixed phase of the IFS", "ice": "ice"}
+_TETENS = "the Tetens formula of the IFS documentation"
 _CENTERS = {
     "kwbc": ("water", "NCEP models publish relative humidity over water"),
     "ecmf": ("mixed", "the IFS publishes relative humidity over its mixed phase, IFS documentation Part IV"),
@@ -66,10 +67,10 @@ def _tcc(x, phase):
 
 
 RECIPES: Mapping[str, tuple[Recipe, ...]] = {
-    "q": (Recipe(("r", "t"), _q, "q = e eps / (p - (1 - eps) e), e from the Tetens formula of the IFS documentation"),),
+    "q": (Recipe(("r", "t"), _q, f"q = e eps / (p - (1 - eps) e), e from {_TETENS}"),),
     "q2m": (
-        Recipe(("d2m", "sp"), _q2m_from_dew_point, "vapor pressure over water at the dew point, Tetens formula of the IFS documentation"),
-        Recipe(("r2m", "t2m", "sp"), _q2m_from_relative_humidity, "vapor pressure from the Tetens formula of the IFS documentation"),
+        Recipe(("d2m", "sp"), _q2m_from_dew_point, f"vapor pressure over water at the dew point from {_TETENS}"),
+        Recipe(("r2m", "t2m", "sp"), _q2m_from_relative_humidity, f"vapor pressure from {_TETENS}"),
     ),
     "sp": (Recipe(("msl", "orog", "t2m"), _sp, "hypsometric equation with 6.5 K km-1 from sea level to the orography"),),
     "tcc": (Recipe(("lcc", "mcc", "hcc"), _tcc, "random overlap, 1 - (1 - low)(1 - medium)(1 - high)"),),
@@ -98,12 +99,18 @@ def plan(name: str, source: Source) -> dict[str, Recipe | None] | None:
     return None
 
 
-def derive(name: str, recipe: Recipe, fields: Mapping[str, xr.DataArray | None], phase: humidity.Phase, report: Report) -> xr.DataArray | None:
-    """Compute one variable; None if an ingredient is unusable, which the report says already."""
+def derive(
+    name: str,
+    recipe: Recipe,
+    fields: Mapping[str, xr.DataArray | None],
+    phase: humidity.Phase | None,
+    report: Report,
+) -> xr.DataArray | None:
+    """Compute one variable; None if an ingredient or the phase is unusable, which the report says already."""
     ingredients = {need: fields[need] for need in recipe.needs}
-    if any(array is None for array in ingredients.values()):
+    if any(array is None for array in ingredients.values()) or (recipe.needs_phase and phase is None):
         return None
-    where = f" over {phase}" if recipe.needs_phase and phase != "mixed" else " over the mixed phase" if recipe.needs_phase else ""
+    where = f" (relative humidity over {_PHASES[phase]})" if recipe.needs_phase else ""
     report.assume(name, f"derived from {', '.join(recipe.needs)}{where}: {recipe.words}")
     order = max(ingredients.values(), key=lambda array: array.ndim).dims
     array = recipe.compute(ingredients, phase).astype("f4").rename(name)
@@ -121,7 +128,7 @@ def relative_humidity_phase(ds: xr.Dataset, rh_phase: str | None, report: Report
     center = str(ds.attrs.get("GRIB_centre", ""))
     if center in _CENTERS:
         phase, words = _CENTERS[center]
-        report.assume("relative humidity", f"taken over {'the mixed phase' if phase == 'mixed' else phase} ({words})")
+        report.assume("relative humidity", f"taken over {_PHASES[phase]} ({words})")
         return phase
     found = "humidity is given as relative humidity, and nothing says whether over water, ice or the mixed phase"
     report.error("relative humidity", found, "the convention of the producing model", f"Pass rh_phase= one of {choices}")

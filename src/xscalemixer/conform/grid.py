@@ -34,8 +34,9 @@ def to_canonical_grid(ds: xr.Dataset, report: Report) -> xr.Dataset:
     lost = [kind for kind, name in axes.items() if name is None]
     if lost:
         for kind in lost:
-            fix = f'ds = ds.rename(NAME="{kind}"), or ds = ds.assign_coords({kind}=...)'
-            report.error(kind, f"no {kind} among {', '.join(map(str, ds.variables)) or 'no variables'}", f"a {kind} coordinate", fix, kind=GridError)
+            found = f"no {kind} among {', '.join(map(str, ds.variables)) or 'no variables'}"
+            fix = f'ds = ds.rename({{"NAME": "{kind}"}}), or ds = ds.assign_coords({kind}=...)'
+            report.error(kind, found, f"a {kind} coordinate in degrees", fix, kind=GridError)
         return ds
     ds = ds.set_coords(list(axes.values()))
     latitude, longitude = (_without_time(ds[name]) for name in axes.values())
@@ -56,7 +57,8 @@ def _find(ds: xr.Dataset, kind: str) -> str | None:
         if ds[name].attrs.get("standard_name") == kind:
             return name
     for name in candidates:
-        if str(ds[name].attrs.get("units", "")).lower() in _UNITS[kind] and "grid_" not in ds[name].attrs.get("standard_name", ""):
+        attrs = ds[name].attrs
+        if str(attrs.get("units", "")).lower() in _UNITS[kind] and not str(attrs.get("standard_name", "")).startswith("grid_"):
             return name
     lower = {str(name).lower(): name for name in candidates}
     return next((lower[name] for name in _NAMES[kind] if name in lower), None)
@@ -79,7 +81,8 @@ def _problem(latitude: xr.DataArray, longitude: xr.DataArray) -> tuple[str, ...]
         found = f"points along one dimension ({latitude.dims[0]}): a reduced or unstructured grid, or stations"
         return found, "a grid with two dimensions", "Interpolate to a latitude-longitude grid first"
     if (latitude.ndim, longitude.ndim) not in ((1, 1), (2, 2)) or latitude.size < 2 or longitude.size < 2:
-        return f"latitude {latitude.shape} and longitude {longitude.shape}", "two 1-D or two 2-D coordinates of at least 2 x 2 points", ""
+        found = f"latitude of shape {latitude.shape} and longitude of shape {longitude.shape}"
+        return found, "two 1-D or two 2-D coordinates of at least 2 x 2 points", ""
     return None
 
 

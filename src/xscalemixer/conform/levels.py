@@ -11,9 +11,9 @@ from xscalemixer.physics.pressure import extend_geopotential
 from xscalemixer.report import Report
 from xscalemixer.units import conversion, is_pressure
 
-__all__ = ["fill_below_ground", "needed_levels", "onto_levels", "pressure_levels"]
+__all__ = ["extend_below_ground", "fill_below_ground", "needed_levels", "onto_levels", "pressure_levels"]
 
-_NAMES = {"level", "lev", "levels", "plev", "pressure", "pressure_level", "pres", "isobaric", "isobaricinhpa", "isobaricinpa", "bottom_top"}
+_NAMES = {"level", "lev", "levels", "plev", "pressure", "pressure_level", "pres", "isobaric", "isobaricinhpa", "isobaricinpa"}
 
 
 def pressure_levels(coordinate: xr.DataArray, report: Report) -> np.ndarray | None:
@@ -85,30 +85,30 @@ def _interpolate(array: xr.DataArray, wanted: tuple[int, ...]) -> xr.DataArray:
     return between.assign_coords(level=("level", np.array(wanted, dtype="f8"))).transpose(*array.dims).rename(array.name)
 
 
-def fill_below_ground(array: xr.DataArray, temperature: xr.DataArray | None = None) -> xr.DataArray:
-    """Fill NaN with the lowest valid value above, or extend geopotential hydrostatically where ``temperature`` is given.
-
-    Parameters
-    ----------
-    array, temperature : xr.DataArray
-        With dimension ``level`` in hPa, ascending.
-    """
+def fill_below_ground(array: xr.DataArray) -> xr.DataArray:
+    """Fill NaN with the lowest valid value above; ``level`` is ascending in hPa."""
     layers = [array.isel(level=0)]
-    warmth = [temperature.isel(level=0)] if temperature is not None else []
-    pressure = xr.full_like(layers[0], float(array["level"][0])).where(layers[0].notnull())
+    for index in range(1, array.sizes["level"]):
+        layers.append(array.isel(level=index).fillna(layers[-1]))
+    return _stack(layers, array)
+
+
+def extend_below_ground(array: xr.DataArray, temperature: xr.DataArray) -> xr.DataArray:
+    """Extend geopotential hydrostatically below its lowest valid value; both with ``level`` ascending in hPa."""
+    lowest, warmth = array.isel(level=0), temperature.isel(level=0)
+    pressure = xr.full_like(lowest, float(array["level"][0]))
+    layers = [lowest]
     for index, level in enumerate(array["level"].values[1:], 1):
-        here = array.isel(level=index)
-        if temperature is None:
-            layers.append(here.fillna(layers[-1]))
-            continue
-        lowest = layers[-1] if index == 1 else base
-        base_warmth = warmth[-1]
-        below = extend_geopotential(lowest, pressure, base_warmth, level)
-        layers.append(here.fillna(below))
-        base = here.fillna(lowest)
-        warmth.append(temperature.isel(level=index).where(here.notnull(), base_warmth))
-        pressure = xr.where(here.notnull(), np.float32(level), pressure)
-    return xr.concat(layers, array["level"]).transpose(*array.dims).rename(array.name).astype(array.dtype)
+        here, known = array.isel(level=index), array.isel(level=index).notnull()
+        layers.append(here.where(known, extend_geopotential(lowest, pressure, warmth, float(level))))
+        lowest, pressure = here.where(known, lowest), pressure.where(~known, float(level))
+        warmth = temperature.isel(level=index).where(known, warmth)
+    return _stack(layers, array)
+
+
+def _stack(layers: list[xr.DataArray], like: xr.DataArray) -> xr.DataArray:
+    layers = [layer.drop_vars("level", errors="ignore") for layer in layers]
+    return xr.concat(layers, like["level"]).transpose(*like.dims).rename(like.name).astype(like.dtype)
 
 
 def _list(levels) -> str:

@@ -112,7 +112,8 @@ class Inventory:
         close = {names[match] for word in words for match in difflib.get_close_matches(word, names, n=2, cutoff=0.75)}
         close |= {name for name in names.values() if self.ds[name].attrs.get("standard_name") == row.standard_name}
         if not close:
-            return f"Names that are understood: {', '.join((row.name, *row.aliases[:3]))}, or the standard_name {row.standard_name}"
+            known = ", ".join((row.name, *row.aliases[:3]))
+            return f"Names that are understood: {known}, or the standard_name {row.standard_name}"
         first, *_ = close = sorted(close)
         return f'Close: {", ".join(close[:5])}. If it is one of these, ds = ds.rename({{"{first}": "{row.name}"}})'
 

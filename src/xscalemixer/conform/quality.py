@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from xscalemixer.conform.levels import fill_below_ground
+from xscalemixer.conform.levels import extend_below_ground, fill_below_ground
 from xscalemixer.conform.source import Source, is_plausible, plausible_units
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Variable
@@ -106,18 +106,20 @@ def _fill(row, array, summary, below, fields, report, *, quiet) -> xr.DataArray:
         return array
     inside, outside = below if below is not None else (0, count)
     if outside:
-        where = f"{outside} of {array.size} values are missing (NaN), the first {_first(array.isnull())}"
-        fix = "Give sp (surface pressure) to let gaps below the ground be filled" if "level" in array.dims and below is None else ""
-        report.error(row.name, where, "a value everywhere", fix or f'Fill them first, e.g. ds["{row.name}"].interpolate_na(...), or choose other times')
+        found = f"{outside} of {array.size} values are missing (NaN), the first {_first(array.isnull())}"
+        fix = f'Fill them first, e.g. with ds["{row.name}"].interpolate_na(...), or choose other times'
+        if "level" in array.dims and below is None:
+            fix = "If they are below the ground, add the surface pressure (sp) to the dataset, and they are filled"
+        report.error(row.name, found, "a value everywhere", fix)
+        return array
+    temperature = fields.get("t")
+    if row.name == "z" and temperature is None:
+        report.error(row.name, f"{inside} values below the ground are missing", "temperature on the same levels to extend it")
         return array
     if not quiet:
         how = "extended hydrostatically downward" if row.name == "z" else "filled with the lowest value above"
         report.assume(row.name, f"{inside} missing values below the ground {how}")
-    temperature = fields.get("t") if row.name == "z" else None
-    if row.name == "z" and temperature is None:
-        report.error(row.name, f"{inside} values below the ground are missing", "temperature on the same levels to extend it downward")
-        return array
-    return fill_below_ground(array, temperature)
+    return extend_below_ground(array, temperature) if row.name == "z" else fill_below_ground(array)
 
 
 def _check_range(row: Variable, array: xr.DataArray, summary: _Summary, source: Source, report: Report) -> None:
@@ -128,7 +130,7 @@ def _check_range(row: Variable, array: xr.DataArray, summary: _Summary, source: 
         _check_source_range(row, array, summary, source, report)
     elif high > row.valid_range[1] or (row.bounds[0] is None and low < row.valid_range[0]):
         found = f"derived values run from {low:.6g} to {high:.6g} {row.units}"
-        report.error(row.name, found, f"{row.valid_range[0]:g} to {row.valid_range[1]:g} {row.units}; check what it was derived from")
+        report.error(row.name, found, _range_of(row), "Check what it was derived from")
 
 
 def _check_source_range(row: Variable, array: xr.DataArray, summary: _Summary, source: Source, report: Report) -> None:
@@ -140,7 +142,7 @@ def _check_source_range(row: Variable, array: xr.DataArray, summary: _Summary, s
         return
     found = f"{name!r} runs from {low.min():.6g} to {high.max():.6g} {units}"
     fill = next((f for f in _FILL_VALUES for edge in (low.min(), high.max()) if np.isclose(edge, f, rtol=1e-4)), None)
-    needed = f"{row.valid_range[0]:g} to {row.valid_range[1]:g} {row.units}"
+    needed = _range_of(row)
     if fill is not None:
         fix = f'ds["{name}"] = ds["{name}"].where(ds["{name}"] != {fill:g}), and fill the gaps'
         report.error(row.name, f"{found}: an undecoded fill value", needed, fix)
@@ -152,10 +154,14 @@ def _check_source_range(row: Variable, array: xr.DataArray, summary: _Summary, s
         report.error(row.name, f"{found}; the first bad value is {at}", needed, f'Check ds["{name}"] and its units')
 
 
+def _range_of(row: Variable) -> str:
+    return f"{row.valid_range[0]:g} to {row.valid_range[1]:g} {row.units}"
+
+
 def _clip(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> xr.DataArray:
     count = int(summary.under.sum() + summary.over.sum())
     low, high = row.bounds
-    if not count or not report.ok and row.name in {finding.subject for finding in report.select("error")}:
+    if not count or row.name in {finding.subject for finding in report.select("error")}:
         return array
     limits = " and ".join(f"{word} {limit:g}" for word, limit in (("below", low), ("above", high)) if limit is not None)
     extremes = f"from {summary.low.min():.3g} to {summary.high.max():.3g}"

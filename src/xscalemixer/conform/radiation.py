@@ -15,7 +15,7 @@ from xscalemixer.variables import CATALOG
 
 __all__ = ["to_mean_flux"]
 
-_STEP_SECONDS = {0: 60, 1: 3600, 2: 86400, 10: 3 * 3600, 11: 6 * 3600, 12: 12 * 3600, 13: 1, 14: 900, 15: 1800}  # GRIB code table 4.4
+_STEP_SECONDS = {0: 60, 1: 3600, 2: 86400, 10: 10800, 11: 21600, 12: 43200, 13: 1}  # GRIB 2 code table 4.4
 
 
 def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
@@ -87,20 +87,21 @@ def _from_bounds(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.Data
 
 
 def _from_data_store(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.DataArray | None:
-    """Mean flux of ERA5 hourly files of the Climate Data Store; ERA5-Land (0.1 degrees) accumulates since 00 UTC and is refused."""
-    attrs, hour = array.attrs, 3600.0
+    """Mean flux of ERA5 hourly files of the Climate Data Store; not of ERA5-Land (0.1 degrees), which sums up since 00 UTC."""
+    attrs = array.attrs
     is_era5 = attrs.get("GRIB_stepType") == "accum" and "valid_time" in array.dims and "expver" in ds.variables
     is_era5 &= ds.attrs.get("GRIB_centre") == "ecmf" and not set(LEADS) & set(array.dims)
     if not is_era5 or np.isclose(attrs.get("GRIB_iDirectionIncrementInDegrees", 0.25), 0.1):
         return None
     report.assume("ssrd", "an ERA5 accumulation over the hour before its time stamp; divided by 3600 s")
-    return array / hour
+    return array / 3600.0
 
 
 def _refuse(array: xr.DataArray, report: Report) -> None:
     name, units = array.name, array.attrs.get("units")
     found = f"{name!r} is an accumulation ({units}), and nothing says over which time"
     needed = "a mean flux in W m-2, a GRIB file opened with xscalemixer.open, or cell_methods 'time: sum' with time bounds"
-    hourly = f'if every value is the sum of the hour before it (ERA5), ds["{name}"] = (ds["{name}"] / 3600).assign_attrs(units="W m-2")'
-    since = f'if it grows since the start of the forecast, ds["{name}"] = (ds["{name}"].diff("step") / SECONDS).assign_attrs(units="W m-2")'
-    report.error("ssrd", found, needed, f"Type one of: {hourly}; {since}")
+    line = f'ds["{name}"] = (ds["{name}"]{{}} / SECONDS).assign_attrs(units="W m-2")'
+    hourly = f"If every value is the sum of the hour before it (ERA5): {line.format('').replace('SECONDS', '3600')}"
+    since = f"If it grows since the start of the forecast: {line.format('.diff(dim)')}, with the seconds between lead times"
+    report.error("ssrd", found, needed, f"{hourly}. {since}")

@@ -30,6 +30,7 @@ _CANDIDATES = {
 }
 # The maximum of a field lies in here when its units are right: narrower than the valid range.
 _TYPICAL_MAXIMUM = {"kg kg-1": (2e-4, 0.05), "1": (0.02, 1.7), "K": (180.0, 345.0)}
+_DIMS = ("time", "level", "latitude", "longitude", "y", "x")
 _PAIRS = {"u": ("u", "v"), "v": ("u", "v"), "u10": ("u10", "v10"), "v10": ("u10", "v10")}
 
 
@@ -71,8 +72,7 @@ class Source:
         """Read the values of the variables that have no units, all in one pass, and conclude the units from them."""
         import dask
 
-        bare = {name: self._find(name) for name in names}
-        bare = {name: array for name, array in bare.items() if array is not None and _is_bare(array) and array.dtype.kind in "iuf"}
+        bare = {name: array for name in names if (array := self._find(name)) is not None and _is_bare(array)}
         if not bare:
             return
         (ranges,) = dask.compute({name: _range(array) for name, array in bare.items()})
@@ -103,11 +103,10 @@ class Source:
         if row.role == "static" and "time" in array.dims:
             array = array.isel(time=0)
         array = self._one_member(array, row)
-        horizontal = tuple(dim for dim in ("latitude", "longitude", "y", "x") if dim in array.dims)
-        dims = tuple(dim for dim in ("time", "level") if dim in array.dims) + horizontal
+        dims = tuple(dim for dim in _DIMS if dim in array.dims)
         extra = [dim for dim in array.dims if dim not in dims]
         if extra:
-            found = f"{array.name!r} has the dimension{'s' * (len(extra) > 1)} {', '.join(f'{d} ({array.sizes[d]})' for d in extra)}"
+            found = f"{array.name!r} has more dimensions: {', '.join(f'{dim} ({array.sizes[dim]})' for dim in extra)}"
             self.report.error(row.name, found, f"dims {dims}", f"Choose one, e.g. ds = ds.isel({extra[0]}=0)")
             array = array.isel(dict.fromkeys(extra, 0))
         keep = {*dims, "latitude", "longitude"}
@@ -125,7 +124,7 @@ class Source:
 
     def _one_member(self, array: xr.DataArray, row: Variable) -> xr.DataArray:
         """Drop dims of length one, and join ERA5 with its preliminary part (``expver``), which fill each other's gaps."""
-        array = array.squeeze([dim for dim in array.dims if array.sizes[dim] == 1 and dim not in ("time", "level", "latitude", "longitude", "y", "x")])
+        array = array.squeeze([dim for dim in array.dims if array.sizes[dim] == 1 and dim not in _DIMS])
         if "expver" not in array.dims:
             return array
         self.report.assume(row.name, "final (expver 1) and preliminary (expver 5) data joined")
@@ -142,8 +141,8 @@ class Source:
         units = str(array.attrs.get("units", ""))
         type_units = f'ds["{array.name}"].attrs["units"] = "{row.units}"'
         if _is_bare(array):
-            tried = " or ".join(_CANDIDATES[row.units])
-            self.report.error(row.name, f"{array.name!r} has no units, and its values do not tell", tried, f"Type {type_units}, or what is right")
+            found = f"{array.name!r} has no units, and its values do not tell"
+            self.report.error(row.name, found, " or ".join(_CANDIDATES[row.units]), f"{type_units}, or what is right")
             return None
         try:
             factor, offset = _conversion(units, row.units)
@@ -153,8 +152,8 @@ class Source:
         self.conversions[row.name] = (str(array.name), units, factor, offset)
         if (factor, offset) != (1.0, 0.0):
             self.report.assume(row.name, f"{array.name!r} converted from {units} to {row.units}")
-        array = array.astype("f4") if (factor, offset) == (1.0, 0.0) else (array * np.float64(factor) + np.float64(offset)).astype("f4")
-        return array.rename(row.name)
+            array = array.astype("f8") * factor + offset
+        return array.astype("f4").rename(row.name)
 
     def _earth_wind(self, name: str, raw: xr.DataArray, converted: xr.DataArray) -> xr.DataArray | None:
         """Turn winds along the axes of a projected grid to east and north."""
@@ -175,8 +174,10 @@ class Source:
         from xscalemixer import projections
 
         pair = _PAIRS[name]
+        winds = {self._find(n).name for n in pair if self.has(n)}
+        others = [n for n, array in self.ds.data_vars.items() if array.ndim >= 2 and n not in winds]
         try:
-            crs, problem = projections.crs_of(self.ds), "its projection is not given"
+            crs, problem = projections.crs_of(self.ds.drop_vars(others)), "its projection is not given"
         except GridError as error:
             crs, problem = None, "; ".join(error.problems)
         u, v = (converted if n == name else self._convert(self._find(n), CATALOG[n]) if self.has(n) else None for n in pair)
@@ -200,7 +201,7 @@ def _apply(units: str, row: Variable, values: np.ndarray) -> np.ndarray:
 
 
 def is_plausible(row: Variable, array: xr.DataArray, low: np.ndarray, high: np.ndarray) -> bool:
-    """True if a variable can run from ``low`` to ``high`` in canonical units; geopotential is held against its standard profile."""
+    """True if a variable can run from ``low`` to ``high`` in canonical units; geopotential is held against a standard profile."""
     if not (low.min() >= row.valid_range[0] and high.max() <= row.valid_range[1]):
         return False
     if row.name in ("z", "gh"):
@@ -231,7 +232,7 @@ def _conversion(units: str, target: str) -> tuple[float, float]:
 
 
 def _is_bare(array: xr.DataArray) -> bool:
-    return str(array.attrs.get("units", "")).strip().lower() in ("", "unknown")
+    return array.dtype.kind in "iuf" and str(array.attrs.get("units", "")).strip().lower() in ("", "unknown")
 
 
 def _undecoded(array: xr.DataArray) -> str:

@@ -52,6 +52,12 @@ def to_valid_time(ds: xr.Dataset, report: Report, times: np.ndarray | None = Non
     return _take(ds, valid, order)
 
 
+def valid_times(ds: xr.Dataset, report: Report) -> np.ndarray:
+    """Valid times of a dataset in UTC, sorted, shape (T,) datetime64[ns]; empty, with errors in the report, if there are none."""
+    valid = _valid_time(ds, report)
+    return np.array([], "datetime64[ns]") if valid is None else np.unique(valid.values[~np.isnat(valid.values)])
+
+
 def find_coordinate(ds: xr.Dataset, standard_name: str, names: tuple[str, ...]) -> xr.DataArray | None:
     """The coordinate with a CF standard name, else the first one with a known name."""
     for name in ds.coords:
@@ -69,20 +75,18 @@ def _valid_time(ds: xr.Dataset, report: Report) -> xr.DataArray | None:
     if lead is not None and (valid is None or valid.name != "valid_time" or start is not None):
         start = valid if start is None else start  # WeatherBench2 calls the start "time"
         if start is None:
-            report.error("time", f"lead times ({lead.name}) without a start", "the start of the forecast", _type_start(), kind=TimeError)
+            fix = 'ds = ds.assign_coords(reference_time=np.datetime64("2024-06-03T00"))'
+            report.error("time", f"lead times ({lead.name}) without a start", "the start of the forecast", fix, kind=TimeError)
             return None
         dates, leads = _dates(start, report), _leads(lead, report)
         return None if dates is None or leads is None else dates + leads
     valid = start if valid is None else valid
     if valid is None:
         found = f"no time coordinate among {', '.join(map(str, ds.coords)) or 'no coordinates'}"
-        report.error("time", found, "the valid time of the data", 'ds = ds.expand_dims(time=[np.datetime64("2024-06-03T00")])', kind=TimeError)
+        fix = 'ds = ds.expand_dims(time=[np.datetime64("2024-06-03T00")])'
+        report.error("time", found, "the valid time of the data", fix, kind=TimeError)
         return None
     return _dates(valid, report)
-
-
-def _type_start() -> str:
-    return 'ds = ds.assign_coords(reference_time=np.datetime64("2024-06-03T00"))'
 
 
 def _dates(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
@@ -104,7 +108,8 @@ def _dates(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
         texts = [value.isoformat() if hasattr(value, "isoformat") else value for value in values]
         index = pd.DatetimeIndex(pd.to_datetime(texts, utc=True)).tz_localize(None)
     except (ValueError, TypeError) as error:
-        report.error(name, f"cannot be read as dates ({error})", "datetime64", f'ds["{name}"] = pd.to_datetime(...)', kind=TimeError)
+        fix = f'ds["{name}"] = pd.to_datetime(...)'
+        report.error(name, f"cannot be read as dates ({error})", "datetime64", fix, kind=TimeError)
         return None
     if any(getattr(value, "tzinfo", None) is not None for value in values):
         report.warn(name, "times carry a time zone; converted to UTC")
@@ -136,8 +141,9 @@ def _choose(flat: np.ndarray, times: np.ndarray | None, report: Report) -> np.nd
         wanted = np.asarray(times, dtype="datetime64[ns]").ravel()
         missing = np.setdiff1d(wanted, flat)
         if missing.size:
-            found = f"{missing.size} of {wanted.size} times are not in the data: {_list(missing)}"
-            report.error("time", found, f"{_list(wanted)}; the data run from {_text(flat.min())} to {_text(flat.max())}", kind=TimeError)
+            span = f"the data run from {_text(flat.min())} to {_text(flat.max())}"
+            found = f"{missing.size} of {wanted.size} times are not in the data: {_list(missing)}; {span}"
+            report.error("time", found, _list(wanted), kind=TimeError)
         order = order[np.isin(flat[order], wanted)]
     chosen, counts = np.unique(flat[order], return_counts=True)
     if np.any(counts > 1):

@@ -91,7 +91,7 @@ def dew_point(humidity: Array, pressure: Array) -> Array:
     Air without any vapor has no dew point; humidity is taken to be at least 1e-9 kg kg-1.
 
     >>> round(float(dew_point(0.010, 100000.0)), 1)
-    287.1
+    287.2
     """
     ratio = np.log(vapor_pressure(np.maximum(humidity, 1e-9), pressure) / A1)
     a3, a4 = WATER

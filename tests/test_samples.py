@@ -1,0 +1,71 @@
+"""Windows never leave their period and never cross a gap."""
+
+import numpy as np
+import pytest
+import torch
+from worlds import HOUR, OUTER, START, box, globe
+
+from xscalemixer.errors import TimeError
+from xscalemixer.grids import grid_of
+from xscalemixer.samples import Series, Windows, estimate_stats
+from xscalemixer.variables import REGIONAL
+
+HOURS = START + np.arange(1, 49) * HOUR
+SIX = START + np.arange(6, 49, 6) * HOUR
+ALWAYS = [(START, HOURS[-1])]
+
+
+@pytest.fixture(scope="module")
+def series():
+    outer, inner = globe(SIX), box(HOURS, shape=(8, 9))
+    return Series.of(outer, OUTER), Series.of(inner, REGIONAL), (grid_of(outer), grid_of(inner))
+
+
+def windows(series, periods=ALWAYS, steps=1):
+    outer, inner, grids = series
+    return Windows(outer, inner, grids, periods, steps, 200.0, ("hour", "day"))
+
+
+@pytest.mark.parametrize(("steps", "count"), [(1, 7), (2, 6), (7, 1)])
+def test_number_of_windows(series, steps, count):
+    assert len(windows(series, steps=steps)) == count
+
+
+def test_sample_holds_what_it_says(series):
+    outer, inner, _ = series
+    sample = windows(series, steps=2)[1]  # starts at hour 12
+    np.testing.assert_array_equal(sample["outer"], outer.values[1:4])
+    np.testing.assert_array_equal(sample["inner"], inner.values[6:24])
+    assert sample["inner_forcing"].shape == (2, 12, 8, 9)
+    torch.testing.assert_close(sample["inner_forcing"][0, 6:], sample["inner_forcing"][1, :6])
+    assert sample["calendar"].shape == (2, 4) and sample["outer_forcing"].shape == (2, 2, 45, 90)
+
+
+def test_no_window_crosses_a_period(series):
+    split = START + 24 * HOUR
+    early, late = windows(series, [(START, split)]), windows(series, [(split, HOURS[-1])])
+    assert len(early) == 3 and len(late) == 3  # one less than in 48 hours: none spans the split
+    assert len(windows(series, [(START, split), (split, HOURS[-1])])) == 6
+
+
+def test_no_window_crosses_a_gap(series):
+    outer, inner, grids = series
+    holed = Series(np.delete(inner.time, 20), np.delete(inner.values, 20, 0))
+    starts = [outer.time[i] for i, _ in windows((outer, holed, grids)).starts]
+    gap = inner.time[20]
+    assert starts and all(not t - 6 * HOUR < gap <= t + 6 * HOUR for t in starts)
+
+
+def test_too_short_a_period_says_what_is_needed(series):
+    with pytest.raises(TimeError, match="6 hours before and 12 hours after a global time"):
+        windows(series, [(START, START + 12 * HOUR)], steps=2)
+
+
+def test_stats_are_those_of_the_training_period_only(series):
+    _, inner, _ = series
+    stats = estimate_stats(inner, REGIONAL, [(START, START + 24 * HOUR)], zero_mean=("ssrd",))
+    values = inner.values[:24]
+    assert stats.mean["t2m"] == pytest.approx(values[:, 0].mean(), rel=1e-5)
+    assert stats.std["t2m"] == pytest.approx(values[:, 0].std(), rel=1e-3)
+    assert stats.mean["ssrd"] == 0.0
+    assert stats.std["ssrd"] == pytest.approx(np.sqrt((values[:, 6] ** 2).mean()), rel=1e-3)
