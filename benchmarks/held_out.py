@@ -15,14 +15,20 @@ import numpy as np
 import xarray as xr
 from scores.continuous import mse
 
-import xscalemixer as xsm
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_twin_ea import TEST, read_twin_world  # noqa: E402
+from train_twin_ea import TEST, read_twin_world
 
 HOURS = 48
 HOUR = np.timedelta64(1, "h")
-UNITS = {"t2m": ("K", 1), "u10": ("m/s", 1), "v10": ("m/s", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
+UNITS = {
+    "t2m": ("K", 1),
+    "u10": ("m/s", 1),
+    "v10": ("m/s", 1),
+    "q2m": ("g/kg", 1e3),
+    "sp": ("hPa", 1e-2),
+    "tcc": ("%", 100),
+    "ssrd": ("W/m2", 1),
+}
 
 
 def starts(tree: xr.DataTree) -> list[np.datetime64]:
@@ -37,7 +43,11 @@ def baselines(regional: xr.Dataset, start: np.datetime64) -> dict[str, xr.Datase
     lead = xr.DataArray(np.arange(1, HOURS + 1), dims="lead_time", name="lead_time")
     same_hour = start + ((lead - 1) % 24 + 1 - 24) * HOUR
     pick = lambda times: regional.sel(time=times).drop_vars("time")
-    return {"persistence": pick(xr.full_like(same_hour, start)), "24 h persistence": pick(same_hour), "truth": pick(start + lead * HOUR)}
+    return {
+        "persistence": pick(xr.full_like(same_hour, start)),
+        "24 h persistence": pick(same_hour),
+        "truth": pick(start + lead * HOUR),
+    }
 
 
 def errors(tree: xr.DataTree, model: str) -> xr.Dataset:
@@ -58,7 +68,9 @@ def errors(tree: xr.DataTree, model: str) -> xr.Dataset:
 def table(rmse: xr.Dataset) -> str:
     """Markdown: RMSE at 6 h and mean over 1-48 h for every variable and system."""
     systems = ["model", "persistence", "24 h persistence"]
-    lines = ["| variable | " + " | ".join(f"{s}, 6 h" for s in systems) + " | " + " | ".join(f"{s}, 1-48 h" for s in systems) + " |"]
+    lines = [
+        "| variable | " + " | ".join(f"{s}, 6 h" for s in systems) + " | " + " | ".join(f"{s}, 1-48 h" for s in systems) + " |"
+    ]
     lines.append("|---" * 7 + "|")
     for name, (unit, scale) in UNITS.items():
         at_six, mean = rmse[name].sel(lead_time=6) * scale, rmse[name].mean("lead_time") * scale

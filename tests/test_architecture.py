@@ -53,7 +53,11 @@ def imports(path, *, top_only=False):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
     own = part(path)
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("xscalemixer.") and name != "xscalemixer._version.__version__"}
+    used = {
+        name.split(".")[1]
+        for name in imports(path)
+        if name.startswith("xscalemixer.") and name != "xscalemixer._version.__version__"
+    }
     used = {name for name in used if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file()}
     if own not in ("__init__", "__main__", "accessor"):
         assert not [name for name in used if layer(name) < layer(own)], f"{own} imports upward: {used}"
@@ -79,7 +83,8 @@ def test_no_broad_handlers_and_no_prints():
 
 
 def test_import_loads_no_heavy_library():
-    code = "import sys, xscalemixer; print(*sorted({'torch','matplotlib','cfgrib','pint','scipy.sparse','pyproj','dask.array'} & set(sys.modules)))"
+    heavy = {"torch", "matplotlib", "cfgrib", "pint", "scipy.sparse", "pyproj", "dask.array"}
+    code = f"import sys, xscalemixer; print(*sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
 
 

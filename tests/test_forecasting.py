@@ -55,7 +55,7 @@ def test_impossible_hours(model, hours):
 
 def test_results_are_physical(reference):
     assert reference["q2m"].min() >= 0
-    assert 0 <= reference["tcc"].min() and reference["tcc"].max() <= 1
+    assert reference["tcc"].min() >= 0 and reference["tcc"].max() <= 1
     assert reference["ssrd"].min() >= 0
 
 

@@ -22,7 +22,16 @@ def test_check_tells_and_returns_the_verdict(file, capsys):
 
 
 def test_forecast_writes_a_store(file, capsys):
-    arguments = ["forecast", str(file / "globe.nc"), "--model", str(file / "tiny"), "--hours", "3", "--to", str(file / "run.zarr")]
+    arguments = [
+        "forecast",
+        str(file / "globe.nc"),
+        "--model",
+        str(file / "tiny"),
+        "--hours",
+        "3",
+        "--to",
+        str(file / "run.zarr"),
+    ]
     assert main(arguments) == 0
     assert xr.open_zarr(file / "run.zarr").sizes["lead_time"] == 3
     assert main(arguments) == 1  # it exists

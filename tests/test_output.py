@@ -219,7 +219,7 @@ class Killed(BaseException):
     """Stands for a process that ends here."""
 
 
-@pytest.mark.parametrize("name", ["_save_restart", "_sync_folder", "_append"])
+@pytest.mark.parametrize("name", ["_save_restart", "_file_digest", "_append"])
 @pytest.mark.parametrize("call", [1, 3])
 def test_resume_after_death_at(tmp_path, monkeypatch, truth, name, call):
     """Die at the n-th call of a step of writing, before it takes effect."""

@@ -9,11 +9,18 @@ from xscalemixer.nn.patch import Alignment, Deconvolution, LeadTimeModulation, P
 
 def globe(step=10.0, patch=2):
     rows, columns = int(180 / step), int(360 / step)
-    return TokenGrid(tuple(90 - (i + 0.5) * step for i in range(rows)), tuple((j + 0.5) * step for j in range(columns)), patch, periodic=True)
+    return TokenGrid(
+        tuple(90 - (i + 0.5) * step for i in range(rows)), tuple((j + 0.5) * step for j in range(columns)), patch, periodic=True
+    )
 
 
 def box(north, west, step, shape, patch, offset=(0, 0)):
-    return TokenGrid(tuple(north - (i + 0.5) * step for i in range(shape[0])), tuple(west + (j + 0.5) * step for j in range(shape[1])), patch, offset)
+    return TokenGrid(
+        tuple(north - (i + 0.5) * step for i in range(shape[0])),
+        tuple(west + (j + 0.5) * step for j in range(shape[1])),
+        patch,
+        offset,
+    )
 
 
 def test_token_centers_are_patch_means():

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel, KeyPositionSampler, SamplerConfig, ScaleMixerConfig, sample_bilinear
+from xscalemixer.nn.scalemixer import (
+    CoupledModel,
+    GlobalModel,
+    KeyPositionSampler,
+    SamplerConfig,
+    ScaleMixerConfig,
+    sample_bilinear,
+)
 
 TINY = ScaleMixerConfig.tiny()
 
@@ -278,7 +285,12 @@ def test_halo_keeps_keys_near_the_box():
 
 
 def test_regional_driver_works_and_does_not_wrap():
-    outer = replace(TINY.outer, latitude=tuple(70 - 2.0 * i for i in range(36)), longitude=tuple(40 + 2.0 * i for i in range(60)), periodic=False)
+    outer = replace(
+        TINY.outer,
+        latitude=tuple(70 - 2.0 * i for i in range(36)),
+        longitude=tuple(40 + 2.0 * i for i in range(60)),
+        periodic=False,
+    )
     config = replace(TINY, outer=outer)
     model = CoupledModel(config).eval()
     assert not model.alignment.nested

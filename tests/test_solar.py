@@ -13,7 +13,9 @@ def test_sun_is_overhead_at_noon_on_the_equator_at_the_equinox():
     assert cos_zenith(noon, np.array([[0.0]]), np.array([[0.0]]))[0, 0, 0] == pytest.approx(1.0, abs=2e-4)
 
 
-@pytest.mark.parametrize(("day", "declination"), [("2021-06-21T03:32", 23.44), ("2021-12-21T15:59", -23.44), ("2021-09-22T19:21", 0.0)])
+@pytest.mark.parametrize(
+    ("day", "declination"), [("2021-06-21T03:32", 23.44), ("2021-12-21T15:59", -23.44), ("2021-09-22T19:21", 0.0)]
+)
 def test_declination_at_solstices_and_equinox(day, declination):
     pole = cos_zenith(np.array([day], "datetime64[s]"), np.array([[90.0]]), np.array([[0.0]]))
     assert np.rad2deg(np.arcsin(pole[0, 0, 0])) == pytest.approx(declination, abs=0.02)

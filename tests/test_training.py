@@ -15,7 +15,10 @@ from xscalemixer.training import OUTER, Stage, TrainConfig, channel_weights, row
 
 HOURS = START + np.arange(1, 73) * HOUR
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
-STAGES = tuple(Stage(kind=kind, updates=2, batch=2, steps=steps) for kind, steps in (("global", 1), ("regional", 1), ("rollout", 2), ("cold_start", 1)))
+STAGES = tuple(
+    Stage(kind=kind, updates=2, batch=2, steps=steps)
+    for kind, steps in (("global", 1), ("regional", 1), ("rollout", 2), ("cold_start", 1))
+)
 SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
 
 
@@ -131,4 +134,7 @@ def test_patches_start_where_global_cells_do():
     edges = tuple(np.arange(*span, step) for span, step in (((90, -90.1), -5.625), ((0, 360.1), 5.625)))
     inner = Grid.regular("67.5", "61.3125", "1.125", (20, 30))  # 67.5 N is the edge of a global cell: center half a cell south
     north, west = training._nesting_offset(edges, inner, 5)
-    assert (north, west) == ((67.5 - inner.latitude_bounds[0]) / 1.125 % 5, round((inner.longitude_bounds[0] - 56.25) / 1.125) % 5)
+    assert (north, west) == (
+        (67.5 - inner.latitude_bounds[0]) / 1.125 % 5,
+        round((inner.longitude_bounds[0] - 56.25) / 1.125) % 5,
+    )

@@ -83,7 +83,10 @@ def _attrs(name):
 def forecaster(seed=0, **changes) -> Forecaster:
     """An untrained tiny model on 5.625 degrees and the grid of `box`; every path carries a signal."""
     torch.manual_seed(seed)
-    grids = Grid.regular("87.1875", "2.8125", "5.625", (32, 64)), Grid(*(tuple(box()[c].values) for c in ("latitude", "longitude")))
+    grids = (
+        Grid.regular("87.1875", "2.8125", "5.625", (32, 64)),
+        Grid(*(tuple(box()[c].values) for c in ("latitude", "longitude"))),
+    )
     tiny = ScaleMixerConfig.tiny(sunlit_channel=6)
     outer = replace(tiny.outer, channels=len(OUTER), forcings=2, latitude=grids[0].latitude, longitude=grids[0].longitude)
     inner = replace(tiny.inner, latitude=grids[1].latitude, longitude=grids[1].longitude)

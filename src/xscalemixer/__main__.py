@@ -77,7 +77,12 @@ def _check(options: argparse.Namespace) -> int:
 
 def _forecast(options: argparse.Namespace) -> int:
     fc = xsm.forecast(
-        xsm.open(options.file), options.hours, to=options.to, resume=options.resume, overwrite=options.overwrite, **_inputs(options)
+        xsm.open(options.file),
+        options.hours,
+        to=options.to,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        **_inputs(options),
     )
     _say(f"{fc.attrs['title']}, valid {_span(fc)}: {options.to}")
     return 0

@@ -23,6 +23,7 @@ from xscalemixer.variables import Schema, Stats
 
 __all__ = ["Branch", "Forecaster"]
 
+
 @dataclass(frozen=True)
 class Branch:
     """Data contract of one branch.
@@ -47,7 +48,9 @@ class Branch:
         """Inverse of `to_dict`; unknown keys are an error."""
         parts = {"schema": Schema, "grid": Grid, "stats": Stats}
         if set(data) != set(parts):
-            raise CheckpointError("this model description cannot be read", [f"a branch has keys {sorted(data)}; needed {sorted(parts)}"])
+            raise CheckpointError(
+                "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed {sorted(parts)}"]
+            )
         return cls(**{name: kind.from_dict(data[name]) for name, kind in parts.items()})
 
 

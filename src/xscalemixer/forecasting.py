@@ -157,7 +157,7 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
     next(model.rollout(start.state.to(model.device), 1, trace))
     keys = trace[0].keys
     lat, lon = model.network.config.outer.tokens.axes
-    stack = lambda pick: np.stack([pick(key).cpu().numpy() for key in keys])  # noqa: E731
+    stack = lambda pick: np.stack([pick(key).cpu().numpy() for key in keys])
     positions = stack(lambda key: key.positions[0])
     return xr.Dataset(
         {
@@ -191,7 +191,7 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
     inside = _inside(model.outer.grid, model.inner.grid).to(start.outer.device)
     raised_outer = State(start.time, start.outer + model.scale_outer.std * ~inside, start.inner)
     raised_inner = State(start.time, start.outer, start.inner + model.scale_inner.std)
-    last = lambda state: list(model.rollout(state, steps))[-1]  # noqa: E731
+    last = lambda state: list(model.rollout(state, steps))[-1]
     plain, driven, fed = last(start), last(raised_outer), last(raised_inner)
     change = ((fed.outer - plain.outer) / model.scale_outer.std).abs().mean((0, 1))
     return {
@@ -295,7 +295,9 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
     if holes.any():
-        report.error(what, f"{100 * holes.mean():.1f} % of the values are missing on the model's grid", "complete fields", kind=GridError)
+        report.error(
+            what, f"{100 * holes.mean():.1f} % of the values are missing on the model's grid", "complete fields", kind=GridError
+        )
     return fields, west_negative
 
 
@@ -334,10 +336,9 @@ def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
     bad = np.argwhere(~np.isfinite(fields))
     if bad.size:
         lead, channel, row, column = bad[0]
-        grid = model.inner.grid
-        place = f"{grid.latitude[row]:.2f} N {grid.longitude[column]:.2f} E"
-        raise InputError("the forecast stopped", [f"{model.inner.schema.channels[channel]} is not finite at lead {done + lead + 1} h, {place}; "
-                         "earlier hours are intact if they were streamed with to="])  # fmt: skip
+        place = f"{model.inner.grid.latitude[row]:.2f} N {model.inner.grid.longitude[column]:.2f} E"
+        found = f"{model.inner.schema.channels[channel]} is not finite at lead {done + lead + 1} h, {place}"
+        raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
 
 
 def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
@@ -385,7 +386,9 @@ def _whole_hours(hours) -> int:
         except (ValueError, TypeError):
             number = np.nan
     if not (number >= 1 and number == round(number)):
-        raise TimeError("no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"])
+        raise TimeError(
+            "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
+        )
     if number > HORIZON:
         log.warning("hours=%s goes beyond the %s hours that models are trained and verified for", hours, HORIZON)
     return int(number)

@@ -11,7 +11,7 @@ import socket
 import uuid
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -309,6 +309,7 @@ class ForecastStore:
         try:
             for name, array in self._fields.items():
                 array[:, slice(*leads)] = block[name].values
+            self._sync(leads)
             saved = _save_restart(self.path, leads[1], restart)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -375,13 +376,23 @@ class ForecastStore:
         if problems:
             raise InputError(f"this block cannot be written to {self.path}", problems)
 
-    def _digest(self, leads: list[int]) -> str:
-        """Sha256 of the chunk files of a block; a chunk of nothing but NaN has no file."""
-        digest = hashlib.sha256()
+    def _chunk_files(self, leads: list[int]) -> Iterator[Path]:
+        """Files of a block; a chunk of nothing but NaN has none."""
         for name, array in self._fields.items():
             for lead, *rest in np.ndindex(leads[1] - leads[0], *array.cdata_shape[2:]):
-                file = self.path / name / ".".join(map(str, (0, leads[0] + lead, *rest)))
-                digest.update(file.read_bytes() if file.exists() else b"NaN")
+                yield self.path / name / ".".join(map(str, (0, leads[0] + lead, *rest)))
+
+    def _sync(self, leads: list[int]) -> None:
+        for file in filter(Path.exists, self._chunk_files(leads)):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        for name in self._fields:
+            _sync_folder(self.path / name)
+
+    def _digest(self, leads: list[int]) -> str:
+        digest = hashlib.sha256()
+        for file in self._chunk_files(leads):
+            digest.update(file.read_bytes() if file.exists() else b"NaN")
         return digest.hexdigest()
 
     def _recover(self, entries: list[dict]) -> None:

@@ -163,8 +163,9 @@ def check_fit(needed: dict[str, torch.Tensor], found: dict[str, torch.Tensor], t
     problems += [f"{key} holds NaN or infinity" for key in shared if not torch.isfinite(found[key].float()).all()]
     if problems:
         fits = [key for key in shared if key not in wrong]
-        count = lambda keys: sum(needed[key].numel() for key in keys)  # noqa: E731
-        share = f"{100 * len(fits) / len(needed):.0f} % of the tensors and {100 * count(fits) / count(needed):.0f} % of the parameters fit"
+        count = lambda keys: sum(needed[key].numel() for key in keys)
+        tensors, parameters = 100 * len(fits) / len(needed), 100 * count(fits) / count(needed)
+        share = f"{tensors:.0f} % of the tensors and {parameters:.0f} % of the parameters fit"
         raise CheckpointError(f"{task}: {share}", problems[:10])
 
 
@@ -196,7 +197,9 @@ def _folder(name: str | os.PathLike) -> Path:
     if plain and path.name in _registry():
         return fetch(path.name)
     known = ", ".join(models()) or "none"
-    raise CheckpointError(f"there is no model {str(name)!r}", [f"known models: {known}. Type xsm.models(), or give the path of a model folder"])
+    raise CheckpointError(
+        f"there is no model {str(name)!r}", [f"known models: {known}. Type xsm.models(), or give the path of a model folder"]
+    )
 
 
 def _registry() -> dict[str, dict[str, str]]:

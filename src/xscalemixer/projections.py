@@ -87,7 +87,7 @@ def _grib_mappings(ds: xr.Dataset) -> dict[str, Mapping]:
 
 def _grib_mapping(attrs: Mapping) -> dict | None:
     """One CF grid mapping, or None where the grid is not projected or its keys are missing."""
-    get = lambda key, default=None: attrs.get(f"GRIB_{key}", default)  # noqa: E731
+    get = lambda key, default=None: attrs.get(f"GRIB_{key}", default)
     kind, standard = get("gridType"), get("LaDInDegrees")
     if kind == "lambert" and get("LoVInDegrees") is not None and get("Latin1InDegrees") is not None:
         first = get("Latin1InDegrees")

@@ -139,8 +139,6 @@ def _require(kind: str) -> None:
 
     if not any(find_spec(package) for package in _PACKAGES[kind]):
         raise InputError("these files cannot be opened", [_INSTALL[kind]])
-    if kind == "grib":
-        import pyproj  # noqa: F401  (its PROJ must be loaded before the other one that comes with ecCodes)
 
 
 def _open_other(name: str, kind: str, **kwargs) -> xr.Dataset:
@@ -263,7 +261,7 @@ def _sort_messages(files: Sequence[str]) -> dict[tuple, list[_Header]]:
 
 
 def _header(message: Message, place: tuple[str, Any]) -> _Header:
-    get = lambda key, kind=None: message.message_get(key, kind, default=0)  # noqa: E731
+    get = lambda key, kind=None: message.message_get(key, kind, default=0)
     run, valid = (get("dataDate"), get("dataTime")), (get("validityDate"), get("validityTime"))
     return _Header(place, get("number"), get("level", float), run, get("endStep", int), valid, str(get("stepRange", str)))
 
@@ -275,7 +273,7 @@ def _is_full(messages: Sequence[_Header], times: tuple[str, ...]) -> bool:
 
 def _cube_key(message: Message) -> tuple:
     """What the messages of one hypercube have in common: parameter, level type, step type, data type, step unit."""
-    get = lambda key: message.message_get(key, default="")  # noqa: E731
+    get = lambda key: message.message_get(key, default="")
     parameter = get("paramId")
     if parameter == 0:  # not in the tables of ecCodes
         second = ("discipline", "parameterCategory", "parameterNumber")
@@ -326,7 +324,7 @@ def _names(arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
     """Give every array a name of its own: plain, with its level type, with its step type, with its data type, numbered."""
     named = {}
     for array in sorted(arrays, key=_rank):
-        get = lambda key, array=array: array.attrs.get(f"GRIB_{key}", "")  # noqa: E731
+        get = lambda key, array=array: array.attrs.get(f"GRIB_{key}", "")
         name = str(array.name)
         for suffix in (get("typeOfLevel"), get("stepType"), get("dataType"), *map(str, range(2, 1000))):
             if name not in named:

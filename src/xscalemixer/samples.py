@@ -93,7 +93,9 @@ class Windows(Dataset):
         If no window fits.
     """
 
-    def __init__(self, outer: Series, inner: Series, grids: tuple[Grid, Grid], periods, steps: int, sunlit_scale: float, calendar):
+    def __init__(
+        self, outer: Series, inner: Series, grids: tuple[Grid, Grid], periods, steps: int, sunlit_scale: float, calendar
+    ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
         self.starts = [
             (i, j)
@@ -101,11 +103,9 @@ class Windows(Dataset):
             for i, j in _starts(outer.time, inner.time, np.datetime64(start), np.datetime64(end), steps)
         ]
         if not self.starts:
+            found = f"{len(list(periods))} periods, {outer.time.size} global and {inner.time.size} regional times"
             needed = f"{HOURS} hours before and {HOURS * steps} hours after a global time, without a gap"
-            raise TimeError(
-                "no training window fits",
-                [f"{len(list(periods))} periods, {outer.time.size} global and {inner.time.size} regional times. Needed: {needed}."],
-            )
+            raise TimeError("no training window fits", [f"{found}. Needed: {needed}"])
         lat, lon = np.array(grids[1].latitude)[:, None], np.array(grids[1].longitude)[None, :]
         self.inner_sun = hourly_insolation(inner.time, lat, lon) / np.float32(sunlit_scale)  # (T_r, h, w)
         self.outer_sun = torch.cat([outer_insolation(time, grids[0]) for time in outer.time])  # (T_g, 2, H, W)

@@ -54,7 +54,9 @@ def fields_of(ds: xr.Dataset, schema: Schema) -> np.ndarray:
     """
     columns = [ds[variable.name].sel(level=level, drop=True) if level else ds[variable.name]
                for variable in schema.variables for level in variable.levels or (None,)]  # fmt: skip
-    return xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...).values.astype("f4")
+    return (
+        xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...).values.astype("f4")
+    )
 
 
 def statics_of(ds: xr.Dataset) -> np.ndarray:

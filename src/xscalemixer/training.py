@@ -181,7 +181,9 @@ class TrainingData:
             ds, report = conform(tree[group].to_dataset(), schema, title=f"/{group}")
             report.raise_errors(f"'/{group}' cannot be trained on")
             series[branch] = Series.of(ds, schema)
-            stats = estimate_stats(series[branch], schema, config.train, zero_mean=zero_mean, source=f"training periods of {config.name}")
+            stats = estimate_stats(
+                series[branch], schema, config.train, zero_mean=zero_mean, source=f"training periods of {config.name}"
+            )
             mean, std = (a[:, None, None] for a in stats.arrays(schema))
             scaled[branch] = Series(series[branch].time, (series[branch].values - mean) / std)
             branches[branch] = Branch(schema, grid_of(ds), stats)
@@ -196,7 +198,9 @@ class TrainingData:
             target.statics.copy_(torch.from_numpy(self.statics[branch]))
         channels = self.inner.schema.channels
         guessed = tuple(channels.index(name) for name in SURFACE_GUESS)
-        cold = ColdStartConfig(inputs=len(guessed) + 5, channels=len(channels), guessed=guessed, sunlit_channel=channels.index("ssrd"))
+        cold = ColdStartConfig(
+            inputs=len(guessed) + 5, channels=len(channels), guessed=guessed, sunlit_channel=channels.index("ssrd")
+        )
         return Forecaster(config.name, network, ColdStart(cold), self.outer, self.inner, calendar=config.calendar)
 
     def windows(self, config: TrainConfig, periods, steps: int) -> Windows:
@@ -208,7 +212,7 @@ class TrainingData:
 
 def fit_to_grids(preset: ScaleMixerConfig, outer: Branch, inner: Branch) -> ScaleMixerConfig:
     """The preset on other grids and channels; patches start where global patches do if the cells nest."""
-    place = lambda branch: {  # noqa: E731
+    place = lambda branch: {
         "latitude": branch.grid.latitude, "longitude": branch.grid.longitude,
         "periodic": branch.grid.periodic, "channels": len(branch.schema), "statics": 2,
     }  # fmt: skip
@@ -246,20 +250,29 @@ def _run_stage(stage: Stage, config: TrainConfig, data: TrainingData, model: For
     return _fit(module, loss, loader, checks, stage, config)
 
 
-def _fit(module: nn.Module, loss: Callable, loader: DataLoader, checks: DataLoader, stage: Stage, config: TrainConfig) -> list[dict]:
+def _fit(
+    module: nn.Module, loss: Callable, loader: DataLoader, checks: DataLoader, stage: Stage, config: TrainConfig
+) -> list[dict]:
     """AdamW with warm-up and cosine; keeps the moving average that validates best."""
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=stage.peak, betas=config.betas, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(stage, config.warmup))
-    average = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=False)
+    average = torch.optim.swa_utils.AveragedModel(
+        module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(config.ema), use_buffers=False
+    )
     best, history, running, started = (math.inf, None), [], [], clock.perf_counter()
-    bar = tqdm(_cycle(loader, stage.updates), total=stage.updates, desc=stage.label, disable=not sys.stderr.isatty(), unit="update")
+    bar = tqdm(
+        _cycle(loader, stage.updates), total=stage.updates, desc=stage.label, disable=not sys.stderr.isatty(), unit="update"
+    )
     for update, batch in enumerate(bar, 1):
         module.train()
         with torch.autocast(trained[0].device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             value, _ = loss(module, batch, augment=True)
         if not torch.isfinite(value):
-            raise InputError(f"stage {stage.label} stopped", [f"the loss is {value.item()} at update {update}; lower peak={stage.peak} or check the data"])
+            raise InputError(
+                f"stage {stage.label} stopped",
+                [f"the loss is {value.item()} at update {update}; lower peak={stage.peak} or check the data"],
+            )
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(trained, config.clip)

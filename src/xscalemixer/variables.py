@@ -123,7 +123,8 @@ _ROWS = (
                       "surface_geopotential", "geopotential_at_surface", "z_surface", "z_sfc"),
              valid_range=(-500.0, 9000.0)),
     Variable(name="lsm", standard_name="land_area_fraction", units="1", long_name="land-sea mask", role="static",
-             aliases=("land_sea_mask", "land_binary_mask", "land", "sftlf", "landmask"), valid_range=(-0.01, 1.01), bounds=(0.0, 1.0)),
+             aliases=("land_sea_mask", "land_binary_mask", "land", "sftlf", "landmask"),
+             valid_range=(-0.01, 1.01), bounds=(0.0, 1.0)),
 )  # fmt: skip
 
 CATALOG: Mapping[str, Variable] = {row.name: row for row in _ROWS}
@@ -231,10 +232,12 @@ class Stats:
         """
         problems = [f"no mean for {c}" for c in schema.channels if c not in self.mean]
         problems += [f"no std for {c}" for c in schema.channels if c not in self.std]
-        problems += [f"std of {c} is {self.std[c]}; needed a positive number" for c in schema.channels if not self.std.get(c, 1) > 0]
+        problems += [
+            f"std of {c} is {self.std[c]}; needed a positive number" for c in schema.channels if not self.std.get(c, 1) > 0
+        ]
         if problems:
             raise SchemaError("these statistics do not cover the schema", problems)
-        pick = lambda table: np.array([table[c] for c in schema.channels], dtype="f4")  # noqa: E731
+        pick = lambda table: np.array([table[c] for c in schema.channels], dtype="f4")
         return pick(self.mean), pick(self.std)
 
     def to_dict(self) -> dict:

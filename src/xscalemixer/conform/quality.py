@@ -48,6 +48,7 @@ def check(fields: Mapping[str, xr.DataArray], source: Source, report: Report, ke
     dict of xr.DataArray
         The same variables, filled and clipped; still lazy where they were.
     """
+    fields = {name: array for name, array in fields.items() if array.size}
     summaries = _summarize(fields)
     below = _below_ground(fields, summaries, report)
     checked = {}

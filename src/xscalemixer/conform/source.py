@@ -9,7 +9,7 @@ import xarray as xr
 
 from xscalemixer.conform.levels import needed_levels
 from xscalemixer.conform.match import Inventory
-from xscalemixer.errors import GridError
+from xscalemixer.errors import GridError, TimeError
 from xscalemixer.physics.pressure import GRAVITY, standard_geopotential
 from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
@@ -19,7 +19,7 @@ __all__ = ["Source", "is_plausible", "plausible_units"]
 
 # Units that are worth trying when none is given, or the given one cannot be right.
 _CANDIDATES = {
-    "K": ("K", "degC", "degF"),
+    "K": ("K", "degC"),
     "Pa": ("Pa", "hPa"),
     "kg kg-1": ("kg kg-1", "g kg-1"),
     "1": ("1", "%"),
@@ -50,6 +50,7 @@ class Source:
     def __init__(self, ds: xr.Dataset, report: Report, levels: tuple[int, ...]):
         self.ds, self.report, self.levels = ds, report, levels
         self.inventory = Inventory(ds, report)
+        self._has_axes = not any(issubclass(finding.error, (GridError, TimeError)) for finding in report.select("error"))
         self._raw: dict[str, xr.DataArray | None] = {}
         self.conversions: dict[str, tuple[str, str, float, float]] = {}
         self._doubtful_winds: set[tuple[str, str]] = set()
@@ -105,12 +106,12 @@ class Source:
         array = self._one_member(array, row)
         dims = tuple(dim for dim in _DIMS if dim in array.dims)
         extra = [dim for dim in array.dims if dim not in dims]
-        if extra:
+        if extra and self._has_axes:
             found = f"{array.name!r} has more dimensions: {', '.join(f'{dim} ({array.sizes[dim]})' for dim in extra)}"
             self.report.error(row.name, found, f"dims {dims}", f"Choose one, e.g. ds = ds.isel({extra[0]}=0)")
             array = array.isel(dict.fromkeys(extra, 0))
         keep = {*dims, "latitude", "longitude"}
-        return array.drop_vars([c for c in array.coords if c not in keep]).transpose(*dims)
+        return array.drop_vars([c for c in array.coords if c not in keep]).transpose(*dims, ...)
 
     def _on_pressure(self, array: xr.DataArray, name: str) -> xr.DataArray:
         values = self.inventory.levels[name]
@@ -172,7 +173,9 @@ class Source:
 
     def _rotated(self, name: str, converted: xr.DataArray) -> xr.DataArray | None:
         from xscalemixer import projections
+        from xscalemixer._pyproj import import_pyproj
 
+        import_pyproj()
         pair = _PAIRS[name]
         winds = {self._find(n).name for n in pair if self.has(n)}
         others = [n for n, array in self.ds.data_vars.items() if array.ndim >= 2 and n not in winds]
@@ -204,7 +207,7 @@ def is_plausible(row: Variable, array: xr.DataArray, low: np.ndarray, high: np.n
     """True if a variable can run from ``low`` to ``high`` in canonical units; geopotential is held against a standard profile."""
     if not (low.min() >= row.valid_range[0] and high.max() <= row.valid_range[1]):
         return False
-    if row.name in ("z", "gh"):
+    if row.name in ("z", "gh") and np.isfinite([low, high]).all():
         return _near_standard(array["level"].values, (low + high) / 2, GRAVITY if row.name == "gh" else 1.0)
     least, most = _TYPICAL_MAXIMUM.get(row.units, (-np.inf, np.inf))
     return row.role == "static" or least <= high.max() <= most

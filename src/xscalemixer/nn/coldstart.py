@@ -56,9 +56,7 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
-        self.spatial = nn.Conv2d(
-            width, width, 5, padding=2 * dilation, dilation=dilation, groups=width, padding_mode="replicate"
-        )
+        self.spatial = nn.Conv2d(width, width, 5, padding=2 * dilation, dilation=dilation, groups=width, padding_mode="replicate")
         self.norm = nn.GroupNorm(1, width)
         self.mix = nn.Sequential(nn.Conv2d(width, 2 * width, 1), nn.GELU(), nn.Conv2d(2 * width, width, 1))
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +30,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xscalemixer.nn.blocks import MLP, Attention, TransformerLayer, require_shape
-from xscalemixer.nn.patch import Alignment, Deconvolution, LeadTimeModulation, PatchEmbedding, PredictionHead, TokenGrid, start_small
+from xscalemixer.nn.patch import (
+    Alignment,
+    Deconvolution,
+    LeadTimeModulation,
+    PatchEmbedding,
+    PredictionHead,
+    TokenGrid,
+    start_small,
+)
 
 __all__ = [
     "BackboneConfig",
@@ -413,9 +422,7 @@ class RegionalModel(nn.Module):
         """Tokens (B, N_r, d or 2d) and the inputs they came from to hours t+1..t+6 (B, 6, C, H, W)."""
         leads = torch.arange(1, HOURS + 1, device=tokens.device, dtype=tokens.dtype)
         scale, shift = self.modulation(leads)
-        hours = [
-            head(tokens, scale[i], shift[i], self._local(history, forcing, i)) for i, head in enumerate(self.heads)
-        ]
+        hours = [head(tokens, scale[i], shift[i], self._local(history, forcing, i)) for i, head in enumerate(self.heads)]
         return self._compose(torch.stack(hours, 1), history, forcing)
 
     def _local(self, history: Tensor, forcing: Tensor | None, lead: int) -> Tensor | None:
@@ -466,7 +473,7 @@ class KeyPositionSampler(nn.Module):
         self.register_buffer("allowed", torch.as_tensor(allowed), persistent=False)
         if self.config.mode == "adaptive":
             widths = [config.width] + [config.width // 4] * self.config.layers
-            self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in zip(widths, widths[1:], strict=False))
+            self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3) for a, b in pairwise(widths))
             self.score = nn.Linear(widths[-1], 1)
         elif self.config.mode == "fixed":
             fixed = _spread_evenly(self.grid, allowed, self.config.keys)
@@ -569,7 +576,7 @@ class ScaleMixer(nn.Module):
         lat, lon = self.outer_grid.axes
         edge_lat, edge_lon = self.inner_grid.edges
         size = [abs(lat[0] - lat[-1]) / (len(lat) - 1), (lon[-1] - lon[0]) / (len(lon) - 1)]
-        register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)  # noqa: E731
+        register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         register("patch_size", size)
         register("domain", [[lat[-1], lon[0]], [lat[0], lon[-1]]])
         register("box_edges", [[edge_lat[-1], edge_lon[0]], [edge_lat[0], edge_lon[-1]]])
@@ -593,7 +600,9 @@ class ScaleMixer(nn.Module):
     def refine(self, tokens: Tensor, positions: Tensor, inner: Tensor) -> Tensor:
         """Add regional tokens, interpolated at the positions; nothing outside the box (eq. 9): -> (B, K, d)."""
         field = self.norm_inner(inner).transpose(1, 2).unflatten(2, self.inner_grid.shape)
-        sampled, inside = sample_bilinear(field, self._into_box_frame(positions), self.inner_latitude, self.inner_longitude, self.box_edges)
+        sampled, inside = sample_bilinear(
+            field, self._into_box_frame(positions), self.inner_latitude, self.inner_longitude, self.box_edges
+        )
         return tokens + inside[..., None] * sampled
 
     def inform(self, inner: Tensor, tokens: Tensor) -> Tensor:
@@ -630,7 +639,9 @@ class ScaleMixer(nn.Module):
         return torch.stack([positions[..., 0], cut + (positions[..., 1] - cut) % 360.0], -1)
 
 
-def sample_bilinear(field: Tensor, positions: Tensor, latitude: Tensor, longitude: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+def sample_bilinear(
+    field: Tensor, positions: Tensor, latitude: Tensor, longitude: Tensor, edges: Tensor
+) -> tuple[Tensor, Tensor]:
     """Bilinear sampling of a token field; differentiable in the field and in the positions.
 
     Parameters
@@ -674,7 +685,10 @@ def _fractional_index(axis: Tensor, values: Tensor) -> Tensor:
 
 
 class Step(NamedTuple):
-    """Result of one coupled step: global state at t+6 (B, C_g, H, W), regional hours t+1..t+6 (B, 6, C_r, h, w), keys per block."""
+    """Result of one coupled step.
+
+    outer : (B, C_g, H, W), global state at t+6; inner : (B, 6, C_r, h, w), regional hours t+1..t+6; keys : one per block.
+    """
 
     outer: Tensor
     inner: Tensor
@@ -731,12 +745,8 @@ class CoupledModel(nn.Module):
                 z_outer, z_inner, chosen = self.mixers[i](z_outer, z_inner)
                 keys.append(chosen)
         if self.mixers:
-            z_inner_aligned = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
-        else:
-            z_inner_aligned = z_inner
-        return Step(
-            self.outer.decode(z_outer, outer), self.inner.decode(z_inner_aligned, inner, inner_forcing), tuple(keys)
-        )
+            z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
+        return Step(self.outer.decode(z_outer, outer), self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
 
     @staticmethod
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
