@@ -52,7 +52,7 @@ def main() -> None:
     card = Path(__file__).parents[1] / "docs" / "cards" / f"{CONFIG.name}.md"
     if card.is_file():
         model.about["card"] = card.read_text(encoding="utf-8")
-    xsm.pretrained.save(model, options.target, overwrite=True)
+    model.save(options.target, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"units", "physics"},
     {"nn"},
     {"variables", "report"},
-    {"errors", "_version"},
+    {"errors", "_version", "_pyproj"},
 ]
 TORCH = {"nn", "state", "samples", "forecaster", "pretrained", "forecasting", "training"}
 FORBIDDEN = ("pickle", "joblib", "dill", "cloudpickle", "yaml")

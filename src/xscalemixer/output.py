@@ -123,7 +123,7 @@ def _field(dims: tuple[str, ...], values: ArrayLike, variable: Variable) -> xr.V
     if variable.units == "K":
         attrs["units_metadata"] = "temperature: on_scale"
     timed = "lead_time" in dims
-    if timed:
+    if timed and variable.interval_mean is not None:
         # "time" is the standard name of valid_time, which CF 7.3.4 admits where the interval is not a cell of an axis
         hour = "mean (over the hour that ends at valid_time)"
         attrs["cell_methods"] = f"time: {hour if variable.interval_mean else 'point'}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from xscalemixer._pyproj import import_pyproj
 from xscalemixer.errors import GridError
 
 if TYPE_CHECKING:
@@ -49,14 +50,15 @@ def crs_of(ds: xr.Dataset) -> CRS | None:
     GridError
         If a grid mapping cannot be read, or variables are on different ones.
     """
-    from pyproj import CRS
+    pyproj = import_pyproj()
     from pyproj.exceptions import CRSError
 
     mappings = grid_mappings(ds) or _grib_mappings(ds)
+    distinct = {repr(sorted(attrs.items())): (name, attrs) for name, attrs in mappings.items()}  # parsing is slow
     found, problems = [], []
-    for name, attrs in mappings.items():
+    for name, attrs in distinct.values():
         try:
-            crs = CRS.from_cf(dict(attrs))
+            crs = pyproj.CRS.from_cf(dict(attrs))
         except (CRSError, KeyError) as error:
             problems.append(f"{name} is not a grid mapping that pyproj can read ({error}); needed attributes as in CF appendix F")
             continue
@@ -161,9 +163,7 @@ def from_projection(crs: CRS, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray,
 
 
 def _transformer(crs: CRS):
-    from pyproj import Transformer
-
-    return Transformer.from_crs(crs.source_crs or crs.geodetic_crs, crs, always_xy=True)
+    return import_pyproj().Transformer.from_crs(crs.source_crs or crs.geodetic_crs, crs, always_xy=True)
 
 
 def rotate_winds(u: xr.DataArray, v: xr.DataArray, crs: CRS | None) -> tuple[xr.DataArray, xr.DataArray]:

@@ -37,8 +37,8 @@ class Variable:
         Values outside are refused as wrong units or undecoded data.
     bounds : (float or None, float or None)
         Physical limits enforced on forecasts.
-    interval_mean : bool
-        The value is a mean over the hour (or step) that ends at its time stamp.
+    interval_mean : bool or None
+        The value is a mean over the hour that ends at its time stamp; None: that or an instant, as the training data had it.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Variable:
     aliases: tuple[str, ...] = ()
     valid_range: tuple[float, float] = (-np.inf, np.inf)
     bounds: tuple[float | None, float | None] = (None, None)
-    interval_mean: bool = False
+    interval_mean: bool | None = False
 
     def at(self, levels: Iterable[int]) -> Variable:
         """The same variable on the given pressure levels (hPa)."""
@@ -82,7 +82,7 @@ _ROWS = (
              valid_range=(45e3, 110e3)),
     Variable(name="tcc", standard_name="cloud_area_fraction", units="1", long_name="total cloud cover",
              aliases=("total_cloud_cover", "clt", "tcdc", "total_cloud_cover_atmosphere"),
-             valid_range=(-0.01, 1.01), bounds=(0.0, 1.0)),
+             valid_range=(-0.01, 1.01), bounds=(0.0, 1.0), interval_mean=None),
     Variable(name="ssrd", standard_name="surface_downwelling_shortwave_flux_in_air", units="W m-2",
              long_name="surface downward short-wave radiation",
              aliases=("rsds", "sdswrf", "dswrf", "avg_sdswrf", "msdwswrf", "mean_surface_downward_short_wave_radiation_flux",

@@ -18,7 +18,7 @@ from xscalemixer.conform.quality import check
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.source import Source
 from xscalemixer.conform.time import to_valid_time, valid_times
-from xscalemixer.errors import SchemaError
+from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
@@ -77,7 +77,7 @@ def conform(
     ds = to_valid_time(ds, report, times)
     ds = to_canonical_grid(ds, report)
     fields = _collect(ds, schema, rh_phase, max_level_ratio, report)
-    return _assemble(fields, schema, ds), report
+    return _with_projection(_assemble(fields, schema), ds, report), report
 
 
 def _require_dataset(ds) -> None:
@@ -137,7 +137,7 @@ def _report_missing(names: list[str], source: Source, report: Report) -> None:
         report.error(name, f"no {CATALOG[name].long_name}", needed, source.hint(name))
 
 
-def _assemble(fields: dict[str, xr.DataArray], schema: Schema, ds: xr.Dataset) -> xr.Dataset:
+def _assemble(fields: dict[str, xr.DataArray], schema: Schema) -> xr.Dataset:
     """One dataset with the attributes of the catalog, variables in the order of the schema."""
     names = [*schema.names, *(name for name in _STATICS if name not in schema.names)]
     ordered = {name: fields[name] for name in names if name in fields}
@@ -146,3 +146,17 @@ def _assemble(fields: dict[str, xr.DataArray], schema: Schema, ds: xr.Dataset) -
         array.attrs = {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name}
         array.encoding = {}
     return xr.Dataset(ordered)
+
+
+def _with_projection(canonical: xr.Dataset, ds: xr.Dataset, report: Report) -> xr.Dataset:
+    """Keep the projection of a curvilinear grid, as the CF grid mapping ``crs``: regridding needs it."""
+    if "y" not in canonical.dims:
+        return canonical
+    from xscalemixer.projections import crs_of
+
+    try:
+        crs = crs_of(ds)
+    except GridError as error:
+        report.warn("projection", "; ".join(error.problems))
+        crs = None
+    return canonical if crs is None else canonical.assign_coords(crs=((), 0, crs.to_cf()))

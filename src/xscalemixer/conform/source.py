@@ -173,9 +173,7 @@ class Source:
 
     def _rotated(self, name: str, converted: xr.DataArray) -> xr.DataArray | None:
         from xscalemixer import projections
-        from xscalemixer._pyproj import import_pyproj
 
-        import_pyproj()
         pair = _PAIRS[name]
         winds = {self._find(n).name for n in pair if self.has(n)}
         others = [n for n, array in self.ds.data_vars.items() if array.ndim >= 2 and n not in winds]
