@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/twin-ea-small"))
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("xscalemixer").setLevel(logging.INFO)
     model = xsm.train(CONFIG, read_twin_world(options.data), folder=options.runs)
     card = Path(__file__).parents[1] / "docs" / "cards" / f"{CONFIG.name}.md"
     if card.is_file():

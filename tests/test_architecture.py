@@ -19,7 +19,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"pretrained", "forecaster"},
     {"samples"},
     {"state"},
-    {"readers", "conform", "output", "regridding"},
+    {"readers", "conform", "output", "store", "regridding"},
     {"grids", "projections"},
     {"units", "physics"},
     {"nn"},

@@ -38,7 +38,7 @@ def winds(crs, latitude, longitude, speed=10.0):
         dx = dx * np.cos(np.deg2rad((y0 + y1) / 2))
     length = np.hypot(dx, dy)
     coords = {"latitude": (("y", "x"), latitude), "longitude": (("y", "x"), longitude)}
-    make = lambda part: xr.DataArray(speed * part / length, coords, ("y", "x"), attrs={"units": "m s-1"})  # noqa: E731
+    make = lambda part: xr.DataArray(speed * part / length, coords, ("y", "x"), attrs={"units": "m s-1"})
     return make(dx), make(dy)
 
 

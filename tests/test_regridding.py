@@ -131,7 +131,7 @@ def test_any_target_stays_within_the_range_of_the_source(north, west, step, meth
 @settings(max_examples=15, deadline=None)
 @given(a=st.floats(-5, 5), b=st.floats(-5, 5), step=st.sampled_from(["0.7", "0.9", "1.3"]))
 def test_bilinear_is_exact_for_linear_fields(a, b, step):
-    linear = lambda latitude, longitude: a * latitude + b * longitude + 1  # noqa: E731
+    linear = lambda latitude, longitude: a * latitude + b * longitude + 1
     source, target = Grid.regular(50, 10, 2, (20, 30)), Grid.regular(45, 15, step, (15, 15))
     np.testing.assert_allclose(Regridder(source, target, "bilinear")(on(source, linear)), on(target, linear), atol=1e-9)
 

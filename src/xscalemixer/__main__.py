@@ -16,7 +16,8 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (1: the input cannot be used)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("xscalemixer").setLevel(logging.INFO)
     try:
         return options.run(options)
     except xsm.InputError as error:

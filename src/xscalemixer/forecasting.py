@@ -21,11 +21,12 @@ from xscalemixer.conform import conform, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
-from xscalemixer.output import ForecastStore, forecast_dataset
+from xscalemixer.output import forecast_dataset
 from xscalemixer.pretrained import load
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
 from xscalemixer.state import HOURS, State, fields_of
+from xscalemixer.store import ForecastStore
 
 __all__ = ["check", "coupling_response", "forecast", "key_positions"]
 

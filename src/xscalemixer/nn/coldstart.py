@@ -81,12 +81,12 @@ class ColdStart(nn.Module):
         require_shape("first guess", fields, (None, c.inputs, None, None))
         require_shape("insolation", insolation, (fields.shape[0], HOURS, *fields.shape[2:]))
         change = self.head(self.blocks(self.widen(torch.cat([fields, insolation], 1)))).unflatten(1, (HOURS, c.channels))
-        guess = torch.zeros_like(change)
+        guess = fields.new_zeros(change.shape)
         guess[:, :, list(c.guessed)] = fields[:, None, : len(c.guessed)]
-        if c.sunlit_channel is None:
-            return guess + change
-        sunlit = insolation * (0.5 + change[:, :, c.sunlit_channel])
-        return (guess + change).index_copy(2, torch.tensor([c.sunlit_channel], device=fields.device), sunlit[:, :, None])
+        result = guess + change
+        if c.sunlit_channel is not None:
+            result[:, :, c.sunlit_channel] = insolation * (0.5 + change[:, :, c.sunlit_channel])
+        return result
 
     @staticmethod
     def loss(prediction: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,428 @@
+"""A Zarr store for forecasts that grows lead by lead and survives being killed at any instant."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer.errors import InputError
+from xscalemixer.output import chunk_sizes
+
+__all__ = ["ForecastStore"]
+
+_PROGRESS = "progress"  # a Zarr subgroup without arrays while the store grows, so that Zarr passes it by
+
+
+class ForecastStore:
+    """Zarr store on a local disk that grows block by block and survives being killed at any instant.
+
+    Arrays stand at full size from the start and read NaN where nothing was written. A block counts once its line, with
+    the sha256 of its chunks, is in ``progress/journal.jsonl``; the state of the model at that lead is kept beside it.
+
+    Attributes
+    ----------
+    path : Path
+    next_lead : int
+        Index of the first lead that is not yet safely on disk.
+    restart : dict of array
+        State of the model before ``next_lead``; empty at lead 0 and where a store with all leads was resumed.
+
+    Examples
+    --------
+    >>> with ForecastStore.create("run.zarr", template, fingerprint) as store:  # doctest: +SKIP
+    ...     for block, state in run:
+    ...         store.write(store.next_lead, block, state)
+    ...     store.finish()
+    """
+
+    def __init__(self, path: Path, head: dict, lock):
+        import zarr
+
+        self.path = path
+        self.restart: dict[str, np.ndarray] = {}
+        self._head = head
+        self._journal: list[dict] = []
+        self._lock = lock
+        self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
+        self._fields = {name: self._group[name] for name in head["fields"]}
+
+    @classmethod
+    def create(
+        cls, path: str | Path, template: xr.Dataset, fingerprint: Mapping[str, object], *, overwrite: bool = False
+    ) -> ForecastStore:
+        """Lay out a new store with the coordinates and static fields of ``template``, all other values NaN.
+
+        Parameters
+        ----------
+        path : path-like
+            Where nothing is yet.
+        template : xarray.Dataset
+            As `forecast_dataset` makes it, with all leads; the values of fields that have a lead time are not read.
+        fingerprint : mapping
+            What makes this run this run (weights, start, hours, input), as plain data; `resume` compares it.
+        overwrite : bool
+            Replace a Zarr store at ``path``.
+
+        Raises
+        ------
+        InputError
+            If something is at ``path``, another process writes there, or the disk is too small.
+        """
+        path = _local(path)
+        _check_free(path, overwrite)
+        _check_space(path, template.nbytes)
+        # built beside its place and renamed: whoever is killed here leaves nothing half made at path
+        names = [name for name, field in template.data_vars.items() if "lead_time" in field.dims]
+        head = {"fields": names, "fingerprint": _json(fingerprint)}
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            _lay_out(template, draft)
+            _append(draft, head)
+            _put_in_place(draft, path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        return cls(path, head, _acquire(path))
+
+    @classmethod
+    def resume(cls, path: str | Path, fingerprint: Mapping[str, object]) -> ForecastStore:
+        """Open an unfinished store, compare every block with the journal, and forget what does not match.
+
+        Raises
+        ------
+        InputError
+            If there is no such store, another process writes to it, it holds another run, or the disk is too small.
+        """
+        path = _local(path)
+        if not _journal_file(path).exists():
+            raise InputError(f"{path} holds no forecast to resume", ["leave out resume=True, or correct the path"])
+        lock = _acquire(path)
+        try:
+            head, *entries = _read_journal(path)
+            _check_fingerprint(path, head["fingerprint"], _json(fingerprint))
+            store = cls(path, head, lock)
+            store._recover(entries)
+            _check_space(path, store._bytes_left())
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    def write(self, first_lead_index: int, block: xr.Dataset, restart: Mapping[str, np.ndarray]) -> None:
+        """Write the next leads and, once they are on disk, note them in the journal.
+
+        Parameters
+        ----------
+        first_lead_index : int
+            Equal to ``next_lead``.
+        block : xarray.Dataset
+            All fields of the template at consecutive leads.
+        restart : mapping of name to array
+            Whatever the model needs to go on after this block.
+
+        Raises
+        ------
+        InputError
+            If the block is not the next one or lacks fields, or if the disk is full; earlier blocks stay intact.
+        """
+        leads = [first_lead_index, first_lead_index + block.sizes["lead_time"]]
+        self._check_block(leads, block)
+        try:
+            for name, array in self._fields.items():
+                array[:, slice(*leads)] = block[name].values
+            self._sync(leads)
+            saved = _save_restart(self.path, leads[1], restart)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _refuse_full_disk(self.path, self._bytes_left(), cause=error)
+        entry = {"leads": leads, "sha256": self._digest(leads), **saved}
+        _append(self.path, entry)
+        self._journal.append(entry)
+        self.restart = dict(restart)
+        self._drop_restarts(keep=2)
+
+    def finish(self) -> None:
+        """Mark the store complete, consolidate its metadata and remove the model states.
+
+        Raises
+        ------
+        InputError
+            If leads are missing.
+        """
+        import zarr
+
+        if self.next_lead < self._n_leads:
+            raise InputError(f"{self.path} has {self.next_lead} of {self._n_leads} leads", ["write the others before finish()"])
+        self._group.attrs["complete"] = "true"
+        (self.path / _PROGRESS / ".zgroup").unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"Object at {_PROGRESS}")
+            zarr.consolidate_metadata(self.path, zarr_format=2)
+        self._drop_restarts(keep=0)
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes write to the store."""
+        self._lock.release()
+
+    def __enter__(self) -> ForecastStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def next_lead(self) -> int:
+        """Index of the first lead that is not yet safely on disk."""
+        return self._journal[-1]["leads"][1] if self._journal else 0
+
+    @property
+    def _n_leads(self) -> int:
+        return self._group["lead_time"].size
+
+    def _bytes_left(self) -> int:
+        share = 1 - self.next_lead / self._n_leads
+        return int(share * sum(array.nbytes for array in self._fields.values()))
+
+    def _check_block(self, leads: list[int], block: xr.Dataset) -> None:
+        problems = []
+        if leads[0] != self.next_lead:
+            problems.append(f"the block begins at lead index {leads[0]}; needed {self.next_lead}")
+        if list(block["lead_time"].values) != list(self._group["lead_time"][slice(*leads)]):
+            problems.append(f"lead times {block['lead_time'].values.tolist()} are not those of the store at {leads}")
+        missing = [name for name in self._fields if name not in block]
+        if missing:
+            problems.append(f"the block lacks {', '.join(missing)}")
+        if problems:
+            raise InputError(f"this block cannot be written to {self.path}", problems)
+
+    def _chunk_files(self, leads: list[int]) -> Iterator[Path]:
+        """Files of a block; a chunk of nothing but NaN has none."""
+        for name, array in self._fields.items():
+            for lead, *rest in np.ndindex(leads[1] - leads[0], *array.cdata_shape[2:]):
+                yield self.path / name / ".".join(map(str, (0, leads[0] + lead, *rest)))
+
+    def _sync(self, leads: list[int]) -> None:
+        for file in filter(Path.exists, self._chunk_files(leads)):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        for name in self._fields:
+            _sync_folder(self.path / name)
+
+    def _digest(self, leads: list[int]) -> str:
+        digest = hashlib.sha256()
+        for file in self._chunk_files(leads):
+            digest.update(file.read_bytes() if file.exists() else b"NaN")
+        return digest.hexdigest()
+
+    def _recover(self, entries: list[dict]) -> None:
+        """Keep the leading journal entries whose chunks are on disk unchanged, up to one with its model state."""
+        for entry in entries:
+            if entry["leads"][0] != self.next_lead or self._digest(entry["leads"]) != entry["sha256"]:
+                break
+            self._journal.append(entry)
+        while self._journal and self.next_lead < self._n_leads:
+            restart = _load_restart(self.path, self._journal[-1])
+            if restart is not None:
+                self.restart = restart
+                break
+            self._journal.pop()
+        lines = "".join(json.dumps(entry) + "\n" for entry in (self._head, *self._journal))
+        _replace(_journal_file(self.path), lambda file: file.write(lines.encode()))
+
+    def _drop_restarts(self, keep: int) -> None:
+        kept = {entry["restart"] for entry in self._journal[len(self._journal) - keep :]}
+        for file in (self.path / _PROGRESS).glob("restart-*"):
+            if file.name not in kept:
+                file.unlink()
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise InputError(f"{path} is not a local path", ["stream to a local folder and copy it when it is complete"])
+    return Path(path).absolute()
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a path where something is, unless it is a Zarr store that may go."""
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    is_store = not path.is_symlink() and any((path / name).exists() for name in (".zgroup", "zarr.json"))
+    if not is_store:
+        raise InputError(f"{path} exists and is not a Zarr store", ["choose another path; nothing was deleted"])
+    if not overwrite:
+        fix = "type resume=True to go on with the forecast in it, overwrite=True to replace it, or choose another path"
+        raise InputError(f"{path} exists", [f"{fix}; nothing was deleted"])
+
+
+def _check_space(path: Path, needed: int) -> None:
+    """Refuse to begin if the fields would not fit uncompressed."""
+    if _free(path) < needed:
+        _refuse_full_disk(path, needed)
+
+
+def _free(path: Path) -> int:
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _refuse_full_disk(path: Path, needed: int, cause: OSError | None = None) -> NoReturn:
+    found = f"up to {needed / 1e9:.3g} GB ({needed} bytes) are still to be written, {_free(path) / 1e9:.3g} GB are free"
+    fix = "make room" + (
+        " and go on with resume=True; all leads in the journal are intact" if cause else " or choose another disk"
+    )
+    raise InputError(f"the disk is too small for {path}", [f"{found}; {fix}"]) from cause
+
+
+def _lay_out(template: xr.Dataset, path: Path) -> None:
+    """Write coordinates and static fields, and the metadata of all other fields."""
+    import dask.array
+    import zarr
+
+    layout = template.assign_attrs(complete="false")
+    for name, field in template.data_vars.items():
+        if "lead_time" in field.dims:
+            chunks = chunk_sizes(field.dims, field.shape)
+            layout[name] = field.copy(data=dask.array.full(field.shape, np.nan, dtype="float32", chunks=chunks))
+    layout.to_zarr(path, mode="w-", compute=False, consolidated=False, zarr_format=2)
+    zarr.open_group(path, mode="r+", zarr_format=2).create_group(_PROGRESS)
+
+
+def _put_in_place(draft: Path, path: Path) -> None:
+    if not os.path.lexists(path):
+        draft.rename(path)
+    elif not any(path.iterdir()):
+        path.rmdir()
+        draft.rename(path)
+    else:
+        with _owned(path):
+            old = path.with_name(f"{draft.name}.old")
+            path.rename(old)
+            draft.rename(path)
+        shutil.rmtree(old)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def _owned(path: Path):
+    """Hold the lock of a store, if it is one of ours."""
+    lock = _acquire(path) if (path / _PROGRESS).exists() else None
+    try:
+        yield
+    finally:
+        if lock:
+            lock.release()
+
+
+def _acquire(path: Path):
+    """Lock a store for writing; the operating system frees the lock of a killed process."""
+    from filelock import FileLock, Timeout
+
+    lock, owner = FileLock(path / _PROGRESS / "lock", thread_local=False), path / _PROGRESS / "owner"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = owner.read_text() if owner.exists() else "another process"
+        problem = f"{who} is writing to it; wait until it is done, stop it, or choose another path"
+        raise InputError(f"{path} is in use", [problem]) from None
+    owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def _journal_file(path: Path) -> Path:
+    return path / _PROGRESS / "journal.jsonl"
+
+
+def _append(path: Path, entry: dict) -> None:
+    with _journal_file(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_journal(path: Path) -> list[dict]:
+    """Read entries up to the first line that a crash has torn."""
+    entries = []
+    for line in _journal_file(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    if not entries:
+        raise InputError(f"{path} holds no forecast to resume", ["its journal is unreadable; type overwrite=True to begin anew"])
+    return entries
+
+
+def _replace(target: Path, write) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    draft = target.with_suffix(".draft")
+    with draft.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _save_restart(path: Path, lead: int, restart: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Save arrays as ``.npy`` members of one ``.npz`` file, never pickled; return its name and sha256."""
+
+    def write(file):
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in restart.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+    target = path / _PROGRESS / f"restart-{lead:06d}.npz"
+    _replace(target, write)
+    return {"restart": target.name, "restart_sha256": _file_digest(target)}
+
+
+def _load_restart(path: Path, entry: dict) -> dict[str, np.ndarray] | None:
+    """Model state of a journal entry, or None if the file is gone or damaged."""
+    file = path / _PROGRESS / entry["restart"]
+    if not file.exists() or _file_digest(file) != entry["restart_sha256"]:
+        return None
+    with np.load(file, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json(fingerprint: Mapping[str, object]) -> dict:
+    return json.loads(json.dumps(dict(fingerprint)))
+
+
+def _check_fingerprint(path: Path, found: dict, needed: dict) -> None:
+    keys = sorted(key for key in found.keys() | needed.keys() if found.get(key) != needed.get(key))
+    if keys:
+        problems = [f"{key}: the store has {found.get(key)!r}, this run {needed.get(key)!r}" for key in keys]
+        fix = "repeat the call that began it to resume, choose another path, or type overwrite=True"
+        raise InputError(f"{path} holds another forecast and cannot be resumed", [*problems, fix])
