@@ -31,6 +31,11 @@ CONFIG = xsm.TrainConfig(
         xsm.Stage(kind="rollout", updates=300, batch=2, peak=1e-4, steps=2),
         xsm.Stage(kind="rollout", updates=400, batch=2, peak=5e-5, steps=4),
         xsm.Stage(kind="cold_start", updates=600, batch=8, peak=1e-3),
+        # the same again on samples that look like other seasons
+        xsm.Stage(kind="regional", updates=800, batch=4, peak=3e-4, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=150, batch=2, peak=1e-4, steps=2, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=250, batch=2, peak=5e-5, steps=4, season_shift=35.0),
+        xsm.Stage(kind="cold_start", updates=500, batch=8, peak=5e-4, season_shift=35.0),
     ),
 )
 
@@ -53,7 +58,7 @@ def main() -> None:
     card = Path(__file__).parents[1] / "docs" / "cards" / f"{CONFIG.name}.md"
     if card.is_file():
         model.about["card"] = card.read_text(encoding="utf-8")
-    model.save(options.target, overwrite=True)
+    model.save(options.target, overwrite=True, half=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ ROOT = Path(xsm.__file__).parent
 LAYERS = [  # upper to lower; a module may import from its own layer and from those below
     {"__main__", "accessor", "__init__"},
     {"forecasting", "training", "plotting", "layouts"},
+    {"augmentation"},
     {"pretrained", "forecaster"},
     {"samples"},
     {"state"},
@@ -26,7 +27,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"variables", "report"},
     {"errors", "_version", "_pyproj"},
 ]
-TORCH = {"nn", "state", "samples", "forecaster", "pretrained", "forecasting", "training"}
+TORCH = {"nn", "augmentation", "state", "samples", "forecaster", "pretrained", "forecasting", "training"}
 FORBIDDEN = ("pickle", "joblib", "dill", "cloudpickle", "yaml")
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 

@@ -71,8 +71,18 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
         return _loaded[key]
 
 
-def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False, half: bool = False) -> None:
     """Write a model folder; complete or not at all.
+
+    Parameters
+    ----------
+    model : Forecaster
+        Takes the name of the folder.
+    path : path
+    overwrite : bool
+        Replace an existing folder.
+    half : bool
+        Store the parameters in half precision (static fields stay single); loading gives single precision again.
 
     Raises
     ------
@@ -87,6 +97,8 @@ def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False)
     try:
         model.name = target.name
         weights = {key: value.contiguous().cpu() for key, value in model.modules.state_dict().items()}
+        if half:
+            weights |= {key: weights[key].half() for key, _ in model.modules.named_parameters()}
         safetensors.torch.save_file(weights, draft / "weights.safetensors")
         (draft / "model.json").write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
         (draft / "CARD.md").write_text(model.about.get("card", _plain_card(model)), encoding="utf-8")

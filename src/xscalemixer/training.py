@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from xscalemixer.augmentation import SeasonShift, TurnAndMirror
 from xscalemixer.conform import conform
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Branch, Forecaster
@@ -52,6 +53,8 @@ class Stage:
         Learning rate after the warm-up and at the end of the cosine; equal for a constant rate.
     steps : int
         Six-hour steps unrolled per sample.
+    season_shift : float
+        Largest cooling of `augmentation.SeasonShift` in K; 0 switches it off.
     """
 
     kind: str
@@ -60,6 +63,7 @@ class Stage:
     peak: float = 5e-4
     floor: float = 1e-6
     steps: int = 1
+    season_shift: float = 0.0
 
     def __post_init__(self):
         if self.kind not in ("global", "regional", "rollout", "cold_start"):
@@ -203,6 +207,13 @@ class TrainingData:
         )
         return Forecaster(config.name, network, ColdStart(cold), self.outer, self.inner, calendar=config.calendar)
 
+    def season_shift(self, stage: Stage) -> SeasonShift | None:
+        """The augmentation of a stage."""
+        if not stage.season_shift:
+            return None
+        land = tuple(torch.from_numpy(self.statics[branch][1]) for branch in ("outer", "inner"))
+        return SeasonShift(self.outer, self.inner, land, coldest=stage.season_shift)
+
     def windows(self, config: TrainConfig, periods, steps: int) -> Windows:
         """Normalized training windows."""
         grids = (self.outer.grid, self.inner.grid)
@@ -236,14 +247,14 @@ def _nesting_offset(edges: tuple[np.ndarray, np.ndarray], grid: Grid, patch: int
 def _run_stage(stage: Stage, config: TrainConfig, data: TrainingData, model: Forecaster) -> list[dict]:
     """Train the part of the model that belongs to the stage; the model holds the best averaged weights afterwards."""
     if stage.kind == "cold_start":
-        module, loss = model.cold_start, _cold_start_loss
+        module, loss = model.cold_start, _ColdStartLoss(data, stage)
         sets = [_ColdStartSamples(data, model, periods) for periods in (config.train, config.validation)]
     else:
         sets = [data.windows(config, periods, stage.steps) for periods in (config.train, config.validation)]
         if stage.kind == "global":
             module, loss = model.network.outer, _GlobalLoss(data)
         else:
-            module, loss = model.network.freeze_outer(), _CoupledLoss(data, with_global=stage.kind == "rollout")
+            module, loss = model.network.freeze_outer(), _CoupledLoss(data, stage)
     generator = torch.Generator().manual_seed(config.seed)
     loader = DataLoader(sets[0], stage.batch, shuffle=True, drop_last=len(sets[0]) >= stage.batch, generator=generator)
     checks = DataLoader(sets[1], stage.batch)
@@ -334,26 +345,18 @@ def _rate(stage: Stage, warmup: int) -> Callable[[int], float]:
 
 
 class _GlobalLoss:
-    """Eq. 14 on samples whose globe is turned and mirrored at random: exact symmetries when terrain and sun go along."""
+    """Eq. 14, on samples that are turned and mirrored while training."""
 
     def __init__(self, data: TrainingData):
         self.channel_weight = channel_weights(data.outer.schema)
         self.row_weight = row_weights(data.outer.grid)
-        channels = data.outer.schema.channels
-        southward = torch.tensor([c.startswith("v") for c in channels])  # v changes sign in the mirror
-        mean, std = (torch.from_numpy(a) for a in data.outer.stats.arrays(data.outer.schema))
-        self.sign = torch.where(southward, -1.0, 1.0)[:, None, None]
-        self.shift = torch.where(southward, -2.0 * mean / std, 0.0)[:, None, None]
+        self.turn_and_mirror = TurnAndMirror(data.outer)
 
     def __call__(self, module: GlobalModel, batch: dict[str, Tensor], augment: bool) -> tuple[Tensor, dict]:
         start, end, forcing = batch["outer"][:, 0], batch["outer"][:, 1], batch["outer_forcing"][:, 0]
         statics = module.statics.expand(start.shape[0], -1, -1, -1)
         if augment:
-            if torch.rand(()) < 0.5:
-                start, end = (x.flip(2) * self.sign + self.shift for x in (start, end))
-                forcing, statics = forcing.flip(2), statics.flip(2)
-            turn = int(torch.randint(start.shape[3], ()))
-            start, end, forcing, statics = (x.roll(turn, 3) for x in (start, end, forcing, statics))
+            (start, end), (forcing, statics) = self.turn_and_mirror([start, end], [forcing, statics])
         prediction = module(start, forcing, statics)
         value = module.loss(prediction, end, self.channel_weight, self.row_weight)
         return value, {"persistence": module.loss(start, end, self.channel_weight, self.row_weight)}
@@ -362,12 +365,14 @@ class _GlobalLoss:
 class _CoupledLoss:
     """Eq. 15, over one or more steps; with eq. 14 for the global branch in roll-outs."""
 
-    def __init__(self, data: TrainingData, with_global: bool):
-        self.with_global = with_global
+    def __init__(self, data: TrainingData, stage: Stage):
+        self.with_global = stage.kind == "rollout"
+        self.shift = data.season_shift(stage)
         self.channel_weight, self.row_weight = channel_weights(data.outer.schema), row_weights(data.outer.grid)
         self.channels = data.inner.schema.channels
 
     def __call__(self, module: CoupledModel, batch: dict[str, Tensor], augment: bool) -> tuple[Tensor, dict]:
+        batch = self.shift(batch) if augment and self.shift else batch
         outer, inner = batch["outer"][:, 0], batch["inner"][:, :HOURS]
         steps, value, predicted = batch["calendar"].shape[1], 0.0, []
         for i in range(steps):
@@ -398,8 +403,15 @@ class _ColdStartSamples(torch.utils.data.Dataset):
         return {"fields": self.fields[item], "sun": sample["inner_forcing"][0, :HOURS], "inner": sample["inner"][:HOURS]}
 
 
-def _cold_start_loss(module: ColdStart, batch: dict[str, Tensor], augment: bool) -> tuple[Tensor, dict]:
-    return module.loss(module(batch["fields"], batch["sun"]), batch["inner"]), {}
+class _ColdStartLoss:
+    """Mean absolute error of the invented history."""
+
+    def __init__(self, data: TrainingData, stage: Stage):
+        self.shift = data.season_shift(stage)
+
+    def __call__(self, module: ColdStart, batch: dict[str, Tensor], augment: bool) -> tuple[Tensor, dict]:
+        batch = self.shift(batch) if augment and self.shift else batch
+        return module.loss(module(batch["fields"], batch["sun"]), batch["inner"]), {}
 
 
 def channel_weights(schema: Schema) -> Tensor:

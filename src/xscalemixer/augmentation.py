@@ -1,0 +1,93 @@
+"""Augmentation: other versions of a training sample that the atmosphere could have produced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from xscalemixer.forecaster import Branch
+from xscalemixer.physics.pressure import R_DRY
+
+__all__ = ["SeasonShift", "TurnAndMirror"]
+
+
+class TurnAndMirror:
+    """Turns the globe around its axis and mirrors it at the equator: exact symmetries if terrain and sun go along."""
+
+    def __init__(self, outer: Branch):
+        mean, std = (torch.from_numpy(a) for a in outer.stats.arrays(outer.schema))
+        northward = torch.tensor([channel.split("_")[0] in ("v", "v10") for channel in outer.schema.channels])
+        self.sign = torch.where(northward, -1.0, 1.0)[:, None, None]
+        self.shift = torch.where(northward, -2.0 * mean / std, 0.0)[:, None, None]  # -x, normalized
+
+    def __call__(self, states: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """States (B, C, H, W), normalized, and fields without wind (B, F, H, W), all by one random move."""
+        if torch.rand(()) < 0.5:
+            states = [x.flip(2) * self.sign + self.shift for x in states]
+            others = [x.flip(2) for x in others]
+        turn = int(torch.randint(states[0].shape[3], ()))
+        return [x.roll(turn, 3) for x in states], [x.roll(turn, 3) for x in others]
+
+
+class SeasonShift:
+    """Makes half of the samples colder (or a little warmer) towards the poles, most over land, as another season would.
+
+    Training data of a few months would tie every temperature change to the temperatures of that season. The shift is
+    the same at all times of a sample. Temperature changes by ``delta p / 1000 hPa``; geopotential follows
+    hydrostatically, ``R delta (1 - p / 1000 hPa)``; humidity by 6.5 % per K, which keeps relative humidity (the
+    Clausius-Clapeyron relation); wind and surface pressure stay, so it is a regularization, no exact symmetry.
+
+    Parameters
+    ----------
+    outer, inner : Branch
+    land : (Tensor, Tensor)
+        Land fraction on both grids, shapes (H, W) and (h, w).
+    coldest, warmest : float
+        Range of the shift over land at 60 degrees and beyond, K.
+    """
+
+    HUMIDITY_PER_KELVIN = 0.065
+
+    def __init__(self, outer: Branch, inner: Branch, land: tuple[Tensor, Tensor], *, coldest: float, warmest: float = 5.0):
+        self.range = (-coldest, warmest)
+        self.parts = {
+            name: _ShiftedFields(branch, fraction)
+            for name, branch, fraction in zip(("outer", "inner"), (outer, inner), land, strict=True)
+        }
+
+    def __call__(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A training batch (see `samples.Windows`) or one of the cold start with shifted fields."""
+        size = len(next(iter(batch.values())))
+        low, high = self.range
+        delta = (low + (high - low) * torch.rand(size)) * (torch.rand(size) < 0.5)
+        shifted = {name: part(batch[name], delta) for name, part in self.parts.items() if name in batch}
+        if "fields" in batch:
+            part = self.parts["inner"]
+            guess, fixed = batch["fields"].split([part.guessed, batch["fields"].shape[1] - part.guessed], 1)
+            shifted["fields"] = torch.cat([part(guess, delta), fixed], 1)
+        return {**batch, **shifted}
+
+
+class _ShiftedFields:
+    """The shift on one grid, in normalized values."""
+
+    guessed = 5  # the first guess of the cold start begins with t2m, u10, v10, q2m, sp: the first regional channels
+
+    def __init__(self, branch: Branch, land: Tensor):
+        lat = torch.tensor(branch.grid.latitude)[:, None]
+        self.pattern = ((lat.abs() - 10.0) / 50.0).clamp(0.0, 1.0) * (0.3 + 0.7 * land)  # (H, W)
+        self.mean, self.std = (torch.from_numpy(a)[:, None, None] for a in branch.stats.arrays(branch.schema))
+        names = [(v.name, level) for v in branch.schema.variables for level in v.levels or (1000,)]
+        column = lambda pick: torch.tensor([pick(name, level / 1000.0) for name, level in names])[:, None, None]
+        self.warming = column(lambda name, p: p if name in ("t", "t2m") else 0.0)  # K per K
+        self.lifting = column(lambda name, p: R_DRY * (1.0 - p) if name == "z" else 0.0)  # m2 s-2 per K
+        self.moistening = column(lambda name, p: SeasonShift.HUMIDITY_PER_KELVIN * p if name in ("q", "q2m") else 0.0)
+
+    def __call__(self, x: Tensor, delta: Tensor) -> Tensor:
+        """(B, [T], C, H, W) and shifts in K, shape (B,), -> the same shape; C may be the first few channels."""
+        c = slice(x.shape[-3])
+        field = delta[:, None, None, None] * self.pattern  # (B, 1, H, W)
+        field = field if x.ndim == 4 else field[:, None]
+        added = field * (self.warming + self.lifting)[c] / self.std[c]
+        amount = x + self.mean[c] / self.std[c]  # in standard deviations above physical zero
+        return x + amount * torch.expm1(field * self.moistening[c]) + added
