@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from xscalemixer._version import __version__
 from xscalemixer.conform import conform, valid_times
@@ -413,7 +413,8 @@ def _device(wanted: str | None) -> str:
 
 
 def _progress_bar(hours: int, progress: bool | None) -> tqdm:
-    quiet = not sys.stderr.isatty() if progress is None else not progress
+    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
+    quiet = not (interactive if progress is None else progress)
     return tqdm(total=hours, unit="h", desc="forecast", disable=quiet)
 
 

@@ -103,7 +103,8 @@ def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False,
         (draft / "model.json").write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
         (draft / "CARD.md").write_text(model.about.get("card", _plain_card(model)), encoding="utf-8")
         (draft / CHECKSUMS).write_text("".join(f"{sha256(draft / name)}  {name}\n" for name in FILES), encoding="utf-8")
-        draft.chmod(0o755)
+        draft.chmod(0o755)  # temporary folders and safetensors files are private
+        (draft / "weights.safetensors").chmod(0o644)
         if target.exists():
             shutil.rmtree(target)
         draft.replace(target)

@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from xscalemixer.augmentation import SeasonShift, TurnAndMirror
 from xscalemixer.conform import conform
