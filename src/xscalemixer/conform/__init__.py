@@ -22,7 +22,7 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["conform", "valid_times"]
+__all__ = ["conform", "holdings", "translate", "valid_times"]
 
 _STATICS = ("orog", "lsm")
 
@@ -80,6 +80,49 @@ def conform(
     return _with_projection(_assemble(fields, schema), ds, report), report
 
 
+def translate(ds: xr.Dataset, schema: Schema, report: Report, *, dims: tuple[str, ...] = ("time",)) -> xr.Dataset:
+    """Names, units, levels and wind directions of a schema; values are neither checked nor filled, so gaps stay gaps.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        With canonical horizontal axes, and ``dims``. Dask arrays stay lazy unless their units have to be told from the values.
+    schema : Schema
+        Variables and levels wanted; levels must be there.
+    report : Report
+        Receives all problems, conversions and assumptions.
+    dims : tuple of str
+        Time-like dimensions to keep, such as ``("reference_time", "lead_time", "member")``.
+
+    Returns
+    -------
+    xr.Dataset
+        float32 in canonical units, dims ``(*dims, [level], latitude, longitude)`` or ``(..., y, x)``. What cannot be had is
+        left out, and an error in the report.
+    """
+    fields, _ = _gather(ds, schema, None, 1.0, report, dims)
+    fields = {name: array for name, array in fields.items() if name in schema.names and array is not None}
+    return _with_projection(_assemble(fields, schema), ds, report)
+
+
+def holdings(ds: xr.Dataset) -> dict[str, tuple[int, ...]]:
+    """Catalog variables that a dataset with canonical horizontal axes holds or determines, and their levels in hPa.
+
+    Statics are left out, and so is what only follows from relative humidity, whose convention may be unknown.
+    """
+    source = Source(ds, Report(""), ())
+    found = {}
+    for name, row in CATALOG.items():
+        steps = plan(name, source) if row.role != "static" else None
+        if steps is None or any(recipe is not None and recipe.needs_phase for recipe in steps.values()):
+            continue
+        array = source.inventory.find(row) if row.levels else None
+        place = None if array is None else source.inventory.places[str(array.name)].pressure
+        levels = () if place is None else np.sort(source.inventory.levels[place])
+        found[name] = tuple(int(level) for level in levels if level == int(level))
+    return found
+
+
 def _require_dataset(ds) -> None:
     if isinstance(ds, xr.Dataset):
         return
@@ -106,7 +149,17 @@ def _plain(ds: xr.Dataset) -> xr.Dataset:
 
 def _collect(ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, report: Report) -> dict[str, xr.DataArray]:
     """Find, convert, derive and check every variable of the schema, and the statics that are there."""
-    source = Source(ds, report, schema.levels)
+    fields, source = _gather(ds, schema, rh_phase, max_level_ratio, report)
+    keep = frozenset((*schema.names, *_STATICS))
+    checked = check({name: array for name, array in fields.items() if array is not None}, source, report, keep)
+    return {name: array for name, array in checked.items() if name in keep}
+
+
+def _gather(
+    ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, report: Report, dims: tuple[str, ...] = ("time",)
+) -> tuple[dict[str, xr.DataArray | None], Source]:
+    """Find, convert and derive every variable of the schema, its ingredients, and the statics that are there."""
+    source = Source(ds, report, schema.levels, dims)
     plans = {name: plan(name, source) for name in schema.names}
     _report_missing([name for name, steps in plans.items() if steps is None], source, report)
     steps = {name: recipe for found in plans.values() for name, recipe in (found or {}).items()}
@@ -116,10 +169,7 @@ def _collect(ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, r
     fields: dict[str, xr.DataArray | None] = {}
     for name, recipe in steps.items():
         fields[name] = source.get(name) if recipe is None else derive(name, recipe, fields, phase, report)
-    fields = {name: _on_levels(array, name, schema, max_level_ratio, report) for name, array in fields.items()}
-    keep = frozenset((*schema.names, *_STATICS))
-    checked = check({name: array for name, array in fields.items() if array is not None}, source, report, keep)
-    return {name: array for name, array in checked.items() if name in keep}
+    return {name: _on_levels(array, name, schema, max_level_ratio, report) for name, array in fields.items()}, source
 
 
 def _on_levels(array: xr.DataArray | None, name: str, schema: Schema, max_ratio: float, report: Report) -> xr.DataArray | None:

@@ -30,7 +30,7 @@ _CANDIDATES = {
 }
 # The maximum of a field lies in here when its units are right: narrower than the valid range.
 _TYPICAL_MAXIMUM = {"kg kg-1": (2e-4, 0.05), "1": (0.02, 1.7), "K": (180.0, 345.0)}
-_DIMS = ("time", "level", "latitude", "longitude", "y", "x")
+_DIMS = ("level", "latitude", "longitude", "y", "x")
 _PAIRS = {"u": ("u", "v"), "v": ("u", "v"), "u10": ("u10", "v10"), "v10": ("u10", "v10")}
 
 
@@ -45,10 +45,13 @@ class Source:
         Receives findings about the variables that are asked for, and about no others.
     levels : tuple of int
         Pressure levels wanted, hPa.
+    dims : tuple of str
+        Time-like dimensions that variables may have and keep, in this order.
     """
 
-    def __init__(self, ds: xr.Dataset, report: Report, levels: tuple[int, ...]):
+    def __init__(self, ds: xr.Dataset, report: Report, levels: tuple[int, ...], dims: tuple[str, ...] = ("time",)):
         self.ds, self.report, self.levels = ds, report, levels
+        self.dims = (*dims, *_DIMS)
         self.inventory = Inventory(ds, report)
         self._has_axes = not any(issubclass(finding.error, (GridError, TimeError)) for finding in report.select("error"))
         self._raw: dict[str, xr.DataArray | None] = {}
@@ -104,7 +107,7 @@ class Source:
         if row.role == "static" and "time" in array.dims:
             array = array.isel(time=0)
         array = self._one_member(array, row)
-        dims = tuple(dim for dim in _DIMS if dim in array.dims)
+        dims = tuple(dim for dim in self.dims if dim in array.dims)
         extra = [dim for dim in array.dims if dim not in dims]
         if extra and self._has_axes:
             found = f"{array.name!r} has more dimensions: {', '.join(f'{dim} ({array.sizes[dim]})' for dim in extra)}"
@@ -125,7 +128,7 @@ class Source:
 
     def _one_member(self, array: xr.DataArray, row: Variable) -> xr.DataArray:
         """Drop dims of length one, and join ERA5 with its preliminary part (``expver``), which fill each other's gaps."""
-        array = array.squeeze([dim for dim in array.dims if array.sizes[dim] == 1 and dim not in _DIMS])
+        array = array.squeeze([dim for dim in array.dims if array.sizes[dim] == 1 and dim not in self.dims])
         if "expver" not in array.dims:
             return array
         self.report.assume(row.name, "final (expver 1) and preliminary (expver 5) data joined")
