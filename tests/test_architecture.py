@@ -15,7 +15,8 @@ from xscalemixer.accessor import DatasetAccessor, TreeAccessor
 ROOT = Path(xsm.__file__).parent
 LAYERS = [  # upper to lower; a module may import from its own layer and from those below
     {"__main__", "accessor", "__init__"},
-    {"forecasting", "training", "plotting", "layouts"},
+    {"forecasting", "training", "plotting", "verification"},
+    {"layouts"},
     {"augmentation"},
     {"pretrained", "forecaster"},
     {"samples"},

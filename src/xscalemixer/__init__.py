@@ -24,6 +24,8 @@ _LAZY = {
     "train": "training",
     "TrainConfig": "training",
     "Stage": "training",
+    "score": "verification",
+    "climatology": "verification",
     "plot": "plotting",
     "plot_overview": "plotting",
     "to_weatherbench2": "layouts",

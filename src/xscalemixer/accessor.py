@@ -28,6 +28,10 @@ class DatasetAccessor:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._ds, **kwargs)
 
+    def score(self, truth: xr.Dataset, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.score`."""
+        return xscalemixer.score(self._ds, truth, **kwargs)
+
     def plot(self, variable: str = "t2m", **kwargs):
         """See `xscalemixer.plot`."""
         return xscalemixer.plot(self._ds, variable, **kwargs)

@@ -22,7 +22,7 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["conform", "holdings", "translate", "valid_times"]
+__all__ = ["conform", "holdings", "require_dataset", "translate", "valid_times"]
 
 _STATICS = ("orog", "lsm")
 
@@ -69,7 +69,7 @@ def conform(
     SchemaError
         If ``ds`` is not a dataset. Bad content never raises: ``report.raise_errors()`` does.
     """
-    _require_dataset(ds)
+    require_dataset(ds)
     report = Report(title)
     ds = _plain(ds)
     if "ssrd" in schema.names:
@@ -123,7 +123,8 @@ def holdings(ds: xr.Dataset) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _require_dataset(ds) -> None:
+def require_dataset(ds) -> None:
+    """Raise a SchemaError that says how to make a Dataset of what is not one."""
     if isinstance(ds, xr.Dataset):
         return
     kind = type(ds).__name__

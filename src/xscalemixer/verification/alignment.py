@@ -1,0 +1,395 @@
+"""Forecasts beside their truth: the same variables, units, valid times and cells, and a report of how they got there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from xscalemixer.conform import holdings, require_dataset, translate
+from xscalemixer.conform.grid import to_canonical_grid
+from xscalemixer.conform.radiation import to_mean_flux
+from xscalemixer.conform.time import to_valid_time
+from xscalemixer.errors import GridError, SchemaError, TimeError
+from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
+from xscalemixer.layouts import to_forecast
+from xscalemixer.projections import EARTH_RADIUS
+from xscalemixer.regridding import Regridder, regrid
+from xscalemixer.report import Report
+from xscalemixer.variables import CATALOG, Schema
+
+__all__ = ["Aligned", "CommonGrid", "Region", "align", "read_analysis"]
+
+CommonGrid = Literal["coarser", "truth"] | Grid
+Region = tuple[float, float, float, float]
+
+_FORECAST_DIMS = ("reference_time", "lead_time", "member")
+_COARSER = 1.8  # cells at least this many times as large (in area) count as coarser
+_SLACK = 0.01  # share of the spacing by which centers of one lattice may differ (rounded coordinates do)
+_AnyGrid = Grid | CurvilinearGrid
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One forecast beside its truth, in canonical units.
+
+    Attributes
+    ----------
+    forecast : xr.Dataset
+        Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, or ``(..., y, x)``.
+    truth, climatology : xr.Dataset
+        The same without ``member``, at the valid times of the forecast; NaN where there is none. No climatology: None.
+    area : xr.DataArray
+        Cell areas in m2, from half-cell bounds of the grid before it was cropped.
+    """
+
+    forecast: xr.Dataset
+    truth: xr.Dataset
+    climatology: xr.Dataset | None
+    area: xr.DataArray
+
+
+def align(
+    forecasts: Mapping[str, xr.Dataset],
+    truth: xr.Dataset,
+    *,
+    climatology: xr.Dataset | None = None,
+    variables: Iterable[str] | None = None,
+    grid: CommonGrid = "coarser",
+    region: Region | None = None,
+) -> tuple[dict[str, Aligned], Report]:
+    """Bring forecasts and truth to common variables, units, starts, lead times, valid times and cells.
+
+    Parameters
+    ----------
+    forecasts : dict of xr.Dataset
+        In any layout that `xscalemixer.to_forecast` knows, with any names and units.
+    truth : xr.Dataset
+        Fields at valid times, in any layout.
+    climatology : xr.Dataset, optional
+        From `xscalemixer.climatology`.
+    variables : iterable of str, optional
+        Catalog names; default: all that the forecasts and the truth have.
+    grid : "coarser", "truth" or Grid
+        Cells to compare on: the coarsest of the grids, onto which the finer ones are averaged; the truth's; or any other.
+    region : (north, west, south, east), optional
+        Degrees; cells whose centers lie inside are compared.
+
+    Returns
+    -------
+    aligned : dict of Aligned
+        Lazy where the inputs are.
+    report : Report
+        Conversions, overlap counts, what was left out.
+
+    Raises
+    ------
+    SchemaError, GridError, TimeError
+        If nothing is left to compare, listing every problem.
+    """
+    report = Report("this verification")
+    forecasts = {name: _forecast_axes(ds, report, name) for name, ds in forecasts.items()}
+    analysis = _analysis_axes(truth, report, "truth")
+    report.raise_errors("these datasets cannot be compared")
+    schema = _common_schema(forecasts, analysis, variables, report)
+    forecasts = {name: _translated(ds, schema, report, name, _FORECAST_DIMS) for name, ds in forecasts.items()}
+    analysis = _translated(analysis, schema, report, "truth", ("time",))
+    report.raise_errors("these datasets cannot be compared")
+    forecasts, analysis = _common_times(forecasts, analysis, report)
+    if climatology is not None:
+        climatology = _check_climatology(climatology, schema)
+    names = [*forecasts, "truth"] + ["climatology"] * (climatology is not None)
+    parts, area = _common_cells(dict(zip(names, [*forecasts.values(), analysis, climatology], strict=False)), grid, report)
+    parts, area = _crop(parts, area, region)
+    return {name: _beside(parts[name], parts["truth"], parts.get("climatology"), area) for name in forecasts}, report
+
+
+def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tuple[xr.Dataset, Report]:
+    """Fields at valid times in canonical names and units; lazy where ``ds`` is.
+
+    Returns
+    -------
+    analysis : xr.Dataset
+        Dims ``(time, [level], latitude, longitude)``, or ``(time, [level], y, x)``.
+    report : Report
+        Conversions and assumptions.
+
+    Raises
+    ------
+    SchemaError, GridError, TimeError
+        If the dataset cannot be used, listing every problem.
+    """
+    report = Report("this dataset")
+    analysis = _analysis_axes(ds, report, "")
+    report.raise_errors()
+    schema = _common_schema({}, analysis, variables, report)
+    analysis = _translated(analysis, schema, report, "", ("time",))
+    report.raise_errors()
+    return analysis, report
+
+
+def _forecast_axes(ds: xr.Dataset, report: Report, name: str) -> xr.Dataset:
+    require_dataset(ds)
+    own = Report(name)
+    ds = to_canonical_grid(to_forecast(to_mean_flux(ds, own)), own)
+    report.extend(own, f"{name}: ")
+    return ds
+
+
+def _analysis_axes(ds: xr.Dataset, report: Report, name: str) -> xr.Dataset:
+    require_dataset(ds)
+    own = Report(name)
+    ds = to_canonical_grid(to_valid_time(to_mean_flux(ds, own), own), own)
+    report.extend(own, f"{name}: " if name else "")
+    return ds
+
+
+def _common_schema(forecasts, analysis: xr.Dataset, variables: Iterable[str] | None, report: Report) -> Schema:
+    """Variables and levels that all datasets have; what is left out is reported, what was asked for and is missing an error."""
+    held = {name: holdings(ds) for name, ds in {**forecasts, "truth": analysis}.items()}
+    wanted = tuple(CATALOG) if variables is None else tuple(variables)
+    rows, absent = [], {}
+    for name in dict.fromkeys(wanted):
+        lacking = [side for side, has in held.items() if name not in has]
+        levels = sorted(set.intersection(*(set(has[name]) for has in held.values()))) if not lacking else []
+        if name not in CATALOG:
+            report.error(name, "not a variable of the catalog", f"one of {', '.join(CATALOG)}")
+        elif lacking:
+            absent[name] = lacking
+        elif CATALOG[name].levels and not levels:
+            report.warn(name, "no pressure level is in all of the datasets; not compared")
+        else:
+            rows.append(CATALOG[name].at(levels) if levels else CATALOG[name])
+    if variables is None:
+        if any(row.name == "z" for row in rows):
+            rows = [row for row in rows if row.name != "gh"]  # the same quantity
+        for side in held:
+            only = sorted(name for name, lacking in absent.items() if side not in lacking)
+            if only:
+                report.warn(side, f"{', '.join(only)} not compared: not in all of the datasets")
+    for name, lacking in absent.items() if variables is not None else ():
+        report.error(name, f"not in {', '.join(lacking)}", CATALOG[name].standard_name, "Leave it out of variables=")
+    if not rows:
+        found = "; ".join(f"{side} has {', '.join(has) or 'nothing known'}" for side, has in held.items())
+        report.error("variables", f"nothing in common: {found}", "one variable that all have, with its CF standard_name")
+    report.raise_errors("these datasets cannot be compared")
+    return Schema(tuple(rows))
+
+
+def _translated(ds: xr.Dataset, schema: Schema, report: Report, name: str, dims: tuple[str, ...]) -> xr.Dataset:
+    """The variables of the schema in canonical units; each upper-air variable has its own levels."""
+    own = Report(name)
+    ds = translate(ds, schema, own, dims=dims)
+    report.extend(own, f"{name}: " if name else "")
+    return ds
+
+
+def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report: Report):
+    """Starts and lead times that all forecasts have and the truth covers; the truth at the valid times in between."""
+    shared = xr.align(*(ds[["reference_time", "lead_time"]] for ds in forecasts.values()), join="inner")[0]
+    leads = shared["lead_time"].values.astype("timedelta64[h]")
+    valid = shared["reference_time"].values[:, None] + leads
+    place = pd.Index(analysis["time"].values).get_indexer(valid.ravel()).reshape(valid.shape)
+    found = place >= 0
+    if not found.any():
+        spans = [f"{name} is valid {_span(_valid(ds))}" for name, ds in forecasts.items()]
+        spans.append(f"the truth {_span(analysis['time'].values)}")
+        needed = "forecasts with the same starts and lead times, and a truth at their valid times"
+        report.error("time", f"no overlap: {'; '.join(spans)}", needed, "Give other times, or check the calendars", kind=TimeError)
+        report.raise_errors("these datasets cannot be compared")
+    starts, hours = found.any(axis=1), found.any(axis=0)
+    for name, ds in forecasts.items():
+        total = ds.sizes["reference_time"] * ds.sizes["lead_time"]
+        report.assume(f"{name}: times", f"{found.sum()} of {total} fields compared: {starts.sum()} starts, {hours.sum()} lead times")
+    if starts.sum() == 1:
+        report.warn("times", "one start only: these scores are one sample and carry no uncertainty")
+    keep = shared.isel(reference_time=starts, lead_time=hours)
+    place = xr.DataArray(place[starts][:, hours], keep.coords, ("reference_time", "lead_time"))
+    used, index = np.unique(place.values[place.values >= 0], return_inverse=True)
+    position = np.full(place.shape, -1)
+    position[place.values >= 0] = index
+    forecasts = {name: ds.sel(keep.coords) for name, ds in forecasts.items()}
+    return forecasts, analysis.isel(time=used).assign_coords(position=place.copy(data=position))
+
+
+def _valid(ds: xr.Dataset) -> np.ndarray:
+    return ds["reference_time"].values[:, None] + ds["lead_time"].values.astype("timedelta64[h]")
+
+
+def _span(times: np.ndarray) -> str:
+    first, last = (np.datetime_as_string(time, unit="h") for time in (times.min(), times.max()))
+    return f"at {first}" if first == last else f"from {first} to {last}"
+
+
+def _check_climatology(climatology: xr.Dataset, schema: Schema) -> xr.Dataset:
+    """The climatology of the variables that are compared.
+
+    Raises
+    ------
+    SchemaError
+        If it is none, or lacks a variable or level.
+    """
+    lacks = [dim for dim in ("hour", "dayofyear") if dim not in climatology.dims]
+    problems = [f"found dims {', '.join(map(str, climatology.dims))}; needed hour and dayofyear"] if lacks else []
+    problems += [f"no {name}; found {', '.join(map(str, climatology))}" for name in schema.names if name not in climatology]
+    levels = climatology["level"].values if "level" in climatology.coords else ()
+    lost = sorted({level for row in schema.variables for level in row.levels} - set(levels))
+    problems += [f"no levels {', '.join(map(str, lost))} hPa"] if lost else []
+    if problems:
+        raise SchemaError("this is not a climatology of these variables", [f"{p}. Make one: xsm.climatology(archive)" for p in problems])
+    return climatology[list(schema.names)].sel({"level": list(schema.levels)} if schema.levels else {})
+
+
+def _common_cells(parts: dict[str, xr.Dataset], choice: CommonGrid, report: Report) -> tuple[dict[str, xr.Dataset], xr.DataArray]:
+    """All datasets on the cells of one grid, and the areas of these cells."""
+    grids = {name: grid_of(ds) for name, ds in parts.items()}
+    target = _target(grids, choice)
+    dims = ("latitude", "longitude") if isinstance(target, Grid) else ("y", "x")
+    moved = {name: _onto(ds, grids[name], target, choice, report, name) for name, ds in parts.items()}
+    centers = {"latitude": list(target.latitude), "longitude": list(target.longitude)} if isinstance(target, Grid) else {}
+    area = xr.DataArray(target.area, centers, dims)
+    *aligned, area = xr.align(*moved.values(), area, join="inner", exclude=[*_FORECAST_DIMS, "time", "level", "hour", "dayofyear"])
+    if not area.size:
+        described = [f"{name} on {grid}" for name, grid in grids.items()]
+        raise GridError("these datasets do not overlap", [f"{'; '.join(described)}; needed a common area"])
+    return dict(zip(moved, aligned, strict=True)), area
+
+
+def _target(grids: Mapping[str, _AnyGrid], choice: CommonGrid) -> _AnyGrid:
+    """The grid to compare on.
+
+    Raises
+    ------
+    GridError
+        If it is not clear which one is meant, or nothing can be regridded onto it.
+    """
+    first = grids["truth"]
+    if isinstance(choice, Grid):
+        return choice
+    if choice not in ("coarser", "truth"):
+        raise GridError("these grids cannot be compared", [f"grid={choice!r}; needed 'coarser', 'truth' or an xsm.Grid"])
+    if all(_same_lattice(grid, first) for grid in grids.values()):
+        return first
+    name = "truth" if choice == "truth" else max(grids, key=lambda name: _cell_size(grids[name]))
+    target = grids[name]
+    described = "; ".join(f"{label} on {grid}" for label, grid in grids.items())
+    fix = "Type grid=xsm.Grid.regular(north, west, step, shape) for common cells"
+    if isinstance(target, CurvilinearGrid):
+        raise GridError("these grids cannot be compared", [f"{described}; needed a latitude-longitude grid as the coarsest one. {fix}"])
+    size = _cell_size(target)
+    alike = [label for label, grid in grids.items() if not _same_lattice(grid, target) and size / _cell_size(grid) < _COARSER]
+    if choice == "coarser" and alike:
+        problem = f"{described}; {', '.join(alike)} and {name} have cells of about one size in different places, so none is the coarser"
+        raise GridError("these grids cannot be compared", [f"{problem}; needed a choice: grid='truth' interpolates to the truth's. {fix}"])
+    return target
+
+
+def _cell_size(grid: _AnyGrid) -> float:
+    """Typical cell in square degrees at the equator."""
+    if isinstance(grid, Grid):
+        return grid.spacing[0] * grid.spacing[1]
+    return float(grid.area.mean() / np.cos(np.deg2rad(grid.latitude)).mean() / (EARTH_RADIUS * np.deg2rad(1.0)) ** 2)
+
+
+def _same_lattice(one: _AnyGrid, other: _AnyGrid) -> bool:
+    """True if the centers of both grids coincide wherever the grids overlap."""
+    if isinstance(one, CurvilinearGrid) or isinstance(other, CurvilinearGrid):
+        both = isinstance(one, CurvilinearGrid) and isinstance(other, CurvilinearGrid) and one.shape == other.shape
+        return both and np.allclose(one.points, other.points, rtol=0, atol=1e-6)
+    if one == other:
+        return True
+    if not np.allclose(one.spacing, other.spacing, rtol=0.02):
+        return False
+    (rows, _), (columns, _) = _matches(one, other)
+    if not (rows.size and columns.size):
+        return one.outside(other) == 1.0  # nothing in common: said later
+    return all(big.outside(small) < 1.0 and _all_matched(big, small) for big, small in ((one, other), (other, one)))
+
+
+def _all_matched(big: Grid, small: Grid) -> bool:
+    """True if every center of ``small`` inside ``big`` is a center of ``big``."""
+    (_, rows), (_, columns) = _matches(big, small)
+    inside = round((1.0 - big.outside(small)) * len(small.latitude) * len(small.longitude))
+    return rows.size * columns.size >= inside - rows.size - columns.size  # outer half cells may hold one row and column more
+
+
+def _matches(one: Grid, other: Grid) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Positions in ``one`` and ``other`` of common latitudes, and of common longitudes (modulo 360)."""
+    latitude = np.subtract.outer(np.array(one.latitude), np.array(other.latitude))
+    longitude = (np.subtract.outer(np.array(one.longitude), np.array(other.longitude)) + 180) % 360 - 180
+    pairs = (np.nonzero(np.abs(gap) < _SLACK * step) for gap, step in zip((latitude, longitude), one.spacing, strict=True))
+    rows, columns = ((first[np.argsort(second)], np.sort(second)) for first, second in pairs)
+    return rows, columns
+
+
+def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid, report: Report, name: str) -> xr.Dataset:
+    """One dataset on cells of the target: the same ones picked, or others regridded and cropped to what they cover."""
+    if isinstance(target, CurvilinearGrid):
+        return ds
+    if _same_lattice(source, target):
+        (rows, at_rows), (columns, at_columns) = _matches(source, target)
+        picked = ds.isel(latitude=rows, longitude=columns)
+        cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
+        return picked.assign_coords({dim: (dim, values, ds[dim].attrs) for dim, values in cells.items()})
+    regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")
+    report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}")
+    covered = regridder.covered
+    extra = [dim for dim in ("position",) if dim in ds.coords]
+    moved = regrid(ds.drop_vars(extra), regridder).assign_coords({dim: ds[dim] for dim in extra})
+    return moved.isel(latitude=covered.any(axis=1), longitude=covered.any(axis=0))
+
+
+def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | None) -> tuple[dict[str, xr.Dataset], xr.DataArray]:
+    """Keep the cells inside the region.
+
+    Raises
+    ------
+    GridError
+        If it is not a region, or holds no cell.
+    """
+    if region is None:
+        return parts, area
+    if len(region) != 4 or not region[0] > region[2]:
+        raise GridError("this region cannot be used", [f"found {region}; needed (north, west, south, east) in degrees"])
+    north, west, south, east = region
+    truth = parts["truth"]
+    latitude, longitude = truth["latitude"], truth["longitude"]
+    width = (east - west) % 360 or 360.0
+    inside = (latitude <= north) & (latitude >= south) & ((longitude - west) % 360 <= width)
+    if not inside.any():
+        span = f"{float(latitude.min()):g}..{float(latitude.max()):g} N, {float(longitude.min()):g}..{float(longitude.max()):g} E"
+        raise GridError("this region holds no cell", [f"found {region} as (north, west, south, east); the common area is {span}"])
+    keep = {dim: inside.any([d for d in inside.dims if d != dim]).values for dim in inside.dims}
+    return {name: ds.isel(keep) for name, ds in parts.items()}, area.where(inside.variable, 0.0).isel(keep)
+
+
+def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset | None, area: xr.DataArray) -> Aligned:
+    """Truth and climatology at the valid times of one forecast."""
+    position = analysis["position"]
+    lazy = any(array.chunks is not None for array in forecast.values())
+    analysis = analysis.drop_vars("position")
+    truth = (analysis.chunk(time=24) if lazy and not analysis.chunks else analysis).isel(time=position.drop_vars(position.coords))
+    truth = truth.drop_vars("time", errors="ignore").where(position.variable >= 0)
+    if climatology is not None:
+        climatology = _at_valid_times(climatology.chunk(dayofyear=1) if lazy and not climatology.chunks else climatology, position)
+    return Aligned(forecast, truth.assign_coords(position.coords), climatology, area)
+
+
+def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
+    valid = xr.DataArray(_valid(position), position.coords, position.dims)
+    index, problems = {}, []
+    for dim in ("hour", "dayofyear"):
+        values = getattr(valid.dt, dim)
+        places = pd.Index(climatology[dim].values).get_indexer(values.values.ravel()).reshape(values.shape)
+        lost = np.unique(values.values[(places < 0) & (position.values >= 0)])
+        if lost.size:
+            problems.append(f"no {dim} {', '.join(map(str, lost[:6]))}; found {climatology[dim].values[:6].tolist()} ...")
+        index[dim] = xr.DataArray(places, dims=position.dims)
+    if problems:
+        raise TimeError("this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems])
+    picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
+    return picked.where(position.variable >= 0).assign_coords(position.coords)
