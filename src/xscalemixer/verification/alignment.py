@@ -92,10 +92,11 @@ def align(
         If nothing is left to compare, listing every problem.
     """
     report = Report("this verification")
-    forecasts = {name: _forecast_axes(ds, report, name) for name, ds in forecasts.items()}
-    analysis = _analysis_axes(truth, report, "truth")
+    asked = None if variables is None else tuple(variables)
+    forecasts = {name: _forecast_axes(ds, asked, report, name) for name, ds in forecasts.items()}
+    analysis = _analysis_axes(truth, asked, report, "truth")
     report.raise_errors("these datasets cannot be compared")
-    schema = _common_schema(forecasts, analysis, variables, report)
+    schema = _common_schema(forecasts, analysis, asked, report)
     forecasts = {name: _translated(ds, schema, report, name, _FORECAST_DIMS) for name, ds in forecasts.items()}
     analysis = _translated(analysis, schema, report, "truth", ("time",))
     report.raise_errors("these datasets cannot be compared")
@@ -124,27 +125,42 @@ def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tup
         If the dataset cannot be used, listing every problem.
     """
     report = Report("this dataset")
-    analysis = _analysis_axes(ds, report, "")
+    asked = None if variables is None else tuple(variables)
+    analysis = _analysis_axes(ds, asked, report, "")
     report.raise_errors()
-    schema = _common_schema({}, analysis, variables, report)
+    schema = _common_schema({}, analysis, asked, report)
     analysis = _translated(analysis, schema, report, "", ("time",))
     report.raise_errors()
     return analysis, report
 
 
-def _forecast_axes(ds: xr.Dataset, report: Report, name: str) -> xr.Dataset:
+def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     require_dataset(ds)
     own = Report(name)
-    ds = to_canonical_grid(to_forecast(to_mean_flux(ds, own)), own)
+    ds = to_canonical_grid(to_forecast(_mean_radiation(ds, asked, own)), own)
     report.extend(own, f"{name}: ")
     return ds
 
 
-def _analysis_axes(ds: xr.Dataset, report: Report, name: str) -> xr.Dataset:
+def _analysis_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     require_dataset(ds)
     own = Report(name)
-    ds = to_canonical_grid(to_valid_time(to_mean_flux(ds, own), own), own)
+    ds = to_canonical_grid(to_valid_time(_mean_radiation(ds, asked, own), own), own)
     report.extend(own, f"{name}: " if name else "")
+    return ds
+
+
+def _mean_radiation(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report) -> xr.Dataset:
+    """Radiation as a mean flux; where that is impossible and nobody asked for radiation, it is left out with a warning."""
+    if asked is not None and "ssrd" not in asked:
+        return ds
+    own = Report("")
+    ds = to_mean_flux(ds, own)
+    for finding in own:
+        if finding.severity == "error" and asked is None:
+            report.warn(finding.subject, f"not compared: {finding.found}", finding.fix)
+        else:
+            report.findings.append(finding)
     return ds
 
 
@@ -199,12 +215,16 @@ def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report
         spans = [f"{name} is valid {_span(_valid(ds))}" for name, ds in forecasts.items()]
         spans.append(f"the truth {_span(analysis['time'].values)}")
         needed = "forecasts with the same starts and lead times, and a truth at their valid times"
-        report.error("time", f"no overlap: {'; '.join(spans)}", needed, "Give other times, or check the calendars", kind=TimeError)
+        report.error(
+            "time", f"no overlap: {'; '.join(spans)}", needed, "Give other times, or check the calendars", kind=TimeError
+        )
         report.raise_errors("these datasets cannot be compared")
     starts, hours = found.any(axis=1), found.any(axis=0)
     for name, ds in forecasts.items():
         total = ds.sizes["reference_time"] * ds.sizes["lead_time"]
-        report.assume(f"{name}: times", f"{found.sum()} of {total} fields compared: {starts.sum()} starts, {hours.sum()} lead times")
+        report.assume(
+            f"{name}: times", f"{found.sum()} of {total} fields compared: {starts.sum()} starts, {hours.sum()} lead times"
+        )
     if starts.sum() == 1:
         report.warn("times", "one start only: these scores are one sample and carry no uncertainty")
     keep = shared.isel(reference_time=starts, lead_time=hours)
@@ -240,7 +260,9 @@ def _check_climatology(climatology: xr.Dataset, schema: Schema) -> xr.Dataset:
     lost = sorted({level for row in schema.variables for level in row.levels} - set(levels))
     problems += [f"no levels {', '.join(map(str, lost))} hPa"] if lost else []
     if problems:
-        raise SchemaError("this is not a climatology of these variables", [f"{p}. Make one: xsm.climatology(archive)" for p in problems])
+        raise SchemaError(
+            "this is not a climatology of these variables", [f"{p}. Make one: xsm.climatology(archive)" for p in problems]
+        )
     return climatology[list(schema.names)].sel({"level": list(schema.levels)} if schema.levels else {})
 
 
@@ -252,7 +274,9 @@ def _common_cells(parts: dict[str, xr.Dataset], choice: CommonGrid, report: Repo
     moved = {name: _onto(ds, grids[name], target, choice, report, name) for name, ds in parts.items()}
     centers = {"latitude": list(target.latitude), "longitude": list(target.longitude)} if isinstance(target, Grid) else {}
     area = xr.DataArray(target.area, centers, dims)
-    *aligned, area = xr.align(*moved.values(), area, join="inner", exclude=[*_FORECAST_DIMS, "time", "level", "hour", "dayofyear"])
+    *aligned, area = xr.align(
+        *moved.values(), area, join="inner", exclude=[*_FORECAST_DIMS, "time", "level", "hour", "dayofyear"]
+    )
     if not area.size:
         described = [f"{name} on {grid}" for name, grid in grids.items()]
         raise GridError("these datasets do not overlap", [f"{'; '.join(described)}; needed a common area"])
@@ -279,12 +303,18 @@ def _target(grids: Mapping[str, _AnyGrid], choice: CommonGrid) -> _AnyGrid:
     described = "; ".join(f"{label} on {grid}" for label, grid in grids.items())
     fix = "Type grid=xsm.Grid.regular(north, west, step, shape) for common cells"
     if isinstance(target, CurvilinearGrid):
-        raise GridError("these grids cannot be compared", [f"{described}; needed a latitude-longitude grid as the coarsest one. {fix}"])
+        raise GridError(
+            "these grids cannot be compared", [f"{described}; needed a latitude-longitude grid as the coarsest one. {fix}"]
+        )
     size = _cell_size(target)
     alike = [label for label, grid in grids.items() if not _same_lattice(grid, target) and size / _cell_size(grid) < _COARSER]
     if choice == "coarser" and alike:
-        problem = f"{described}; {', '.join(alike)} and {name} have cells of about one size in different places, so none is the coarser"
-        raise GridError("these grids cannot be compared", [f"{problem}; needed a choice: grid='truth' interpolates to the truth's. {fix}"])
+        problem = (
+            f"{described}; {', '.join(alike)} and {name} have cells of about one size in different places, so none is the coarser"
+        )
+        raise GridError(
+            "these grids cannot be compared", [f"{problem}; needed a choice: grid='truth' interpolates to the truth's. {fix}"]
+        )
     return target
 
 
@@ -375,7 +405,9 @@ def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset 
     truth = (analysis.chunk(time=24) if lazy and not analysis.chunks else analysis).isel(time=position.drop_vars(position.coords))
     truth = truth.drop_vars("time", errors="ignore").where(position.variable >= 0)
     if climatology is not None:
-        climatology = _at_valid_times(climatology.chunk(dayofyear=1) if lazy and not climatology.chunks else climatology, position)
+        climatology = _at_valid_times(
+            climatology.chunk(dayofyear=1) if lazy and not climatology.chunks else climatology, position
+        )
     return Aligned(forecast, truth.assign_coords(position.coords), climatology, area)
 
 
@@ -390,6 +422,8 @@ def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Datas
             problems.append(f"no {dim} {', '.join(map(str, lost[:6]))}; found {climatology[dim].values[:6].tolist()} ...")
         index[dim] = xr.DataArray(places, dims=position.dims)
     if problems:
-        raise TimeError("this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems])
+        raise TimeError(
+            "this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems]
+        )
     picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
     return picked.where(position.variable >= 0).assign_coords(position.coords)

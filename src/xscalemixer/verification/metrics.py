@@ -106,7 +106,11 @@ def average(mean: xr.DataArray, name: str, average_over: Callable[[xr.DataArray]
 
 
 def field_means(
-    names: tuple[str, ...], forecast: xr.DataArray, truth: xr.DataArray, area: xr.DataArray, climatology: xr.DataArray | None = None
+    names: tuple[str, ...],
+    forecast: xr.DataArray,
+    truth: xr.DataArray,
+    area: xr.DataArray,
+    climatology: xr.DataArray | None = None,
 ) -> dict[str, xr.DataArray]:
     """Area means of each field, all in one pass over the data; lazy where these are.
 

@@ -138,7 +138,9 @@ def _choose(metrics: tuple[str, ...] | None, aligned: Mapping[str, Aligned], rep
     ensemble, has_climatology = max(numbers.values()) > 1, next(iter(aligned.values())).climatology is not None
     if metrics is None:
         allowed = {None, "climatology"} if has_climatology else {None}
-        metrics = tuple(name for name, metric in METRICS.items() if metric.needs in allowed | ({"members"} if ensemble else set()))
+        metrics = tuple(
+            name for name, metric in METRICS.items() if metric.needs in allowed | ({"members"} if ensemble else set())
+        )
         return tuple(name for name in metrics if name != "mse" and (name != "crps" or ensemble))
     lone = [name for name in metrics if METRICS[name].needs == "members" and not ensemble]
     if lone:
@@ -195,7 +197,9 @@ def _check_share(share: xr.Dataset, report: Report) -> None:
             shares = ", ".join(f"{model} {float(s):.1%}" for model, s in zip(typical["model"].values, typical, strict=True))
             report.warn(str(variable), f"values on part of the area: {shares}")
     if problems:
-        raise SchemaError("these scores cannot be computed", [f"{p}. Check the mask, or leave it out of variables=" for p in problems])
+        raise SchemaError(
+            "these scores cannot be computed", [f"{p}. Check the mask, or leave it out of variables=" for p in problems]
+        )
 
 
 def _scores(means: _Means, metrics: tuple[str, ...], members, average_over: Callable, root: str) -> dict[str, xr.Dataset]:
@@ -240,11 +244,19 @@ def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset],
 
 
 def _assemble(scores: Mapping[str, xr.Dataset], aligned: Mapping[str, Aligned]) -> xr.Dataset:
-    out = xr.concat([values.drop_vars("mean", errors="ignore") for values in scores.values()], "metric", coords="minimal", compat="override", join="outer")
+    out = xr.concat(
+        [values.drop_vars("mean", errors="ignore") for values in scores.values()],
+        "metric",
+        coords="minimal",
+        compat="override",
+        join="outer",
+    )
     bases = [name.split("_difference")[0] for name in scores]
     unitless = [name.endswith("_skill") or name == "count" or (name in METRICS and METRICS[name].units == "1") for name in bases]
     out = out.assign_coords(metric=list(scores), dimensionless=("metric", unitless)).transpose(*_ORDER, missing_dims="ignore")
     described = next(iter(aligned.values())).truth
     for name, array in out.items():
-        array.attrs = {key: described[name].attrs[key] for key in ("standard_name", "long_name", "units") if key in described[name].attrs}
+        array.attrs = {
+            key: described[name].attrs[key] for key in ("standard_name", "long_name", "units") if key in described[name].attrs
+        }
     return out
