@@ -1,0 +1,528 @@
+import numpy as np
+import pytest
+import scores.continuous
+import scores.probability
+import xarray as xr
+
+import xscalemixer as xsm
+from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
+from xscalemixer.grids import Grid
+from xscalemixer.verification import brier, fss, power_spectrum, rank_histogram
+from xscalemixer.verification.bootstrap import block_length, resampled_counts
+
+GRID = Grid.regular(60, 10, "2.5", (6, 8))
+STARTS = np.arange("2001-08-10T00", "2001-08-11T00", 6, dtype="M8[h]").astype("M8[ns]")
+LEADS = np.array([6, 12])
+VALID = STARTS[:, None] + LEADS.astype("m8[h]")
+K = {"units": "K", "standard_name": "air_temperature"}
+
+
+def random(*shape, seed=0):
+    return 280 + np.random.default_rng(seed).normal(size=shape).astype("f4")
+
+
+def forecast(values, grid=GRID, starts=STARTS, leads=LEADS):
+    """Values of shape (starts, leads, [members], H, W), or anything that broadcasts to it."""
+    members = ("member",) if np.ndim(values) == 5 else ()
+    shape = (len(starts), len(leads), *np.shape(values)[2:-2], *grid.shape)
+    coords = {"reference_time": starts, "lead_time": ("lead_time", leads, {"units": "hours"})}
+    coords |= {"latitude": list(grid.latitude), "longitude": list(grid.longitude)}
+    dims = ("reference_time", "lead_time", *members, "latitude", "longitude")
+    coords |= {"member": np.arange(shape[2])} if members else {}
+    return xr.Dataset({"t2m": (dims, np.broadcast_to(values, shape).astype("f4"), K)}, coords)
+
+
+def analysis(values, grid=GRID, times=None):
+    """Values of shape (times, H, W), or anything that broadcasts to it."""
+    times = np.unique(VALID) if times is None else times
+    coords = {"time": times, "latitude": list(grid.latitude), "longitude": list(grid.longitude)}
+    dims = ("time", "latitude", "longitude")
+    return xr.Dataset({"t2m": (dims, np.broadcast_to(values, (len(times), *grid.shape)).astype("f4"), K)}, coords)
+
+
+@pytest.fixture
+def truth():
+    return analysis(random(5, *GRID.shape))
+
+
+def beside(truth):
+    """Truth in the axes of the forecast, as an array."""
+    return truth["t2m"].sel(time=xr.DataArray(VALID, dims=("reference_time", "lead_time"))).values
+
+
+@pytest.fixture
+def fc(truth):
+    return forecast(beside(truth) + random(4, 2, *GRID.shape, seed=1) - 280)
+
+
+def value(sc, metric):
+    return sc["t2m"].sel(metric=metric).values
+
+
+# closed forms
+
+
+def test_a_constant_error(truth):
+    sc = xsm.score(forecast(beside(truth) - 2), truth)
+    assert sc["t2m"].dims == ("metric", "lead_time") and sc["t2m"].attrs["units"] == "K"
+    np.testing.assert_allclose(value(sc, "bias"), -2, atol=1e-4)
+    np.testing.assert_allclose([value(sc, name) for name in ("mae", "rmse")], 2, atol=1e-4)
+    np.testing.assert_allclose(value(sc, "correlation"), 1, atol=1e-6)
+    np.testing.assert_array_equal(value(sc, "count"), 4)
+    assert sc["dimensionless"].values.tolist() == [False, False, False, True, True]
+
+
+def test_cells_count_with_their_area():
+    wrong = np.zeros(GRID.shape)
+    wrong[0] = 1
+    sc = xsm.score(forecast(280 + wrong), analysis(280.0))
+    north, south = np.sin(np.deg2rad([61.25, 46.25]))
+    share = (north - np.sin(np.deg2rad(58.75))) / (north - south)
+    np.testing.assert_allclose(value(sc, "mae"), share, rtol=1e-6)
+
+
+def test_the_order_of_root_and_average():
+    errors = np.array([1.0, 3.0, 1.0, 3.0])[:, None, None, None]
+    fc, truth = forecast(280 + errors), analysis(280.0)
+    np.testing.assert_allclose(value(xsm.score(fc, truth), "rmse"), np.sqrt(5), rtol=1e-6)
+    np.testing.assert_allclose(value(xsm.score(fc, truth, root="before"), "rmse"), 2, rtol=1e-6)
+
+
+def test_scores_of_each_start():
+    errors = np.array([1.0, 3.0, 1.0, 3.0])[:, None, None, None]
+    sc = xsm.score(forecast(280 + errors), analysis(280.0), by=["variable", "lead_time", "reference_time"], metrics=["rmse"])
+    assert sc["t2m"].dims == ("metric", "lead_time", "reference_time")
+    np.testing.assert_allclose(value(sc, "rmse"), [[1, 3, 1, 3]] * 2, rtol=1e-6)
+    pooled = xsm.score(forecast(280 + errors), analysis(280.0), by="variable", metrics="mae")
+    assert pooled["t2m"].dims == ("metric",) and float(value(pooled, "mae")) == pytest.approx(2) and value(pooled, "count") == 8
+
+
+@pytest.fixture
+def normal():
+    """A climatology of 280 K everywhere."""
+    hours, days = [0, 6, 12, 18], np.arange(220, 226)
+    shape = (len(hours), len(days), *GRID.shape)
+    coords = {"hour": hours, "dayofyear": days, "latitude": list(GRID.latitude), "longitude": list(GRID.longitude)}
+    return xr.Dataset({"t2m": (("hour", "dayofyear", "latitude", "longitude"), np.full(shape, 280, "f4"), K)}, coords)
+
+
+@pytest.mark.parametrize(("factor", "acc"), [(1, 1), (2, 1), (-1, -1)])
+def test_anomaly_correlation_and_activity(truth, normal, factor, acc):
+    sc = xsm.score(forecast(280 + factor * (beside(truth) - 280)), truth, climatology=normal)
+    np.testing.assert_allclose(value(sc, "acc"), acc, atol=1e-5)
+    np.testing.assert_allclose(value(sc, "activity"), abs(factor) * value(sc, "truth_activity"), rtol=1e-4)
+
+
+def test_anomaly_correlation_is_not_centered(normal):
+    east = np.where(np.arange(8) < 4, 1.0, 3.0)
+    west = east[::-1]
+    sc = xsm.score(forecast(np.broadcast_to(280 + east, GRID.shape)), analysis(280 + west), climatology=normal)
+    np.testing.assert_allclose(value(sc, "acc"), 6 / 10, rtol=1e-5)
+    np.testing.assert_allclose(value(sc, "correlation"), -1, rtol=1e-5)
+
+
+def test_two_members_either_side_of_the_truth():
+    pair = np.array([-1.0, 1.0])[:, None, None] * np.ones(GRID.shape)
+    sc = xsm.score(forecast(280 + pair[None, None]), analysis(280.0))
+    closed = {"rmse": 0, "crps": 0.5, "crps_fair": 0, "spread": np.sqrt(2)}
+    for metric, expected in closed.items():
+        np.testing.assert_allclose(value(sc, metric), expected, atol=1e-6)
+
+
+def test_one_member_scores_its_absolute_error(fc, truth):
+    sc = xsm.score(fc.expand_dims(member=[0], axis=2), truth, metrics=["crps", "mae"])
+    np.testing.assert_array_equal(value(sc, "crps"), value(sc, "mae"))
+    assert "one member in forecast: equals the mean absolute error" in sc.attrs["report"]
+
+
+def test_a_reliable_ensemble():
+    grid = Grid.regular(30, 10, "0.5", (60, 60))
+    center = random(4, 2, 1, *grid.shape, seed=5)
+    draws = np.random.default_rng(6).normal(size=(4, 2, 6, *grid.shape))
+    members, drawn = center + draws[:, :, :5], (center + draws[:, :, 5:])[:, :, 0]
+    valid = np.array([0, 1, 2, 3]) * 24 * np.timedelta64(1, "h") + STARTS[0]
+    fc = forecast(members, grid, valid)
+    times = (valid[:, None] + LEADS.astype("m8[h]")).ravel()
+    truth = analysis(drawn.reshape(-1, *grid.shape), grid, times)
+    np.testing.assert_allclose(value(xsm.score(fc, truth), "spread_skill"), 1, atol=0.02)
+    np.testing.assert_allclose(rank_histogram(fc, truth)["t2m"], 1 / 6, atol=0.012)
+
+
+def test_truth_above_all_members_has_the_last_rank():
+    members = 280 + np.arange(3.0)[:, None, None] * np.ones(GRID.shape)
+    out = rank_histogram(forecast(members[None, None]), analysis(290.0))
+    assert out["t2m"].sizes["rank"] == 4
+    np.testing.assert_array_equal(out["t2m"].sel(rank=4), 1)
+
+
+def test_brier_score_of_half_the_members():
+    members = np.array([279.0, 281.0])[:, None, None] * np.ones(GRID.shape)
+    out = brier(forecast(members[None, None]), analysis(281.0), "t2m", [280.0, 285.0])
+    assert out.dims == ("threshold", "lead_time")
+    np.testing.assert_allclose(out.sel(threshold=280.0), 0.25)
+    np.testing.assert_allclose(out.sel(threshold=285.0), 0.0)
+    np.testing.assert_allclose(brier(forecast(members[None, None]), analysis(281.0), "t2m", 280.0, fair=True), 0.0, atol=1e-12)
+
+
+def test_fractions_skill_score_forgives_a_shift_in_a_wide_window():
+    spot, moved = np.zeros(GRID.shape), np.zeros(GRID.shape)
+    spot[3, 3], moved[3, 4] = 1, 1
+    fc, truth = forecast(280 + spot), analysis(280 + moved)
+    out = fss(fc, truth, "t2m", 280.5, [1, 3, 5])
+    assert float(out.isel(window=0).max()) == 0 and np.all(np.diff(out.isel(lead_time=0)) > 0)
+    np.testing.assert_allclose(out.sel(window=3), 6 / 9)
+    np.testing.assert_allclose(fss(forecast(280 + moved), truth, "t2m", 280.5, 1), 1)
+
+
+def test_a_wave_is_in_one_ring_and_all_rings_are_the_variance():
+    grid = Grid.regular(5, 10, "0.5", (20, 24))
+    wave = np.cos(np.pi * 6 * (np.arange(24) + 0.5) / 24) * np.ones(grid.shape)
+    out = power_spectrum(analysis(280 + wave, grid, VALID[0]))["t2m"]
+    assert out.dims == ("time", "wavenumber") and out.attrs["units"] == "(K)2"
+    strongest = out.isel(time=0, wavenumber=int(np.argmax(out.values[0])))
+    np.testing.assert_allclose(strongest, 0.5, rtol=1e-4)
+    length = 2 * 24 * 0.5 / 6 * 111.195 * np.cos(np.deg2rad(np.mean(grid.latitude)))
+    np.testing.assert_allclose(strongest["wavelength"], length, rtol=0.1)
+    noise = random(2, *grid.shape)
+    total = power_spectrum(analysis(noise, grid, VALID[0]))["t2m"].sum("wavenumber")
+    np.testing.assert_allclose(total, noise.var(axis=(1, 2)), rtol=1e-3)
+
+
+# other libraries
+
+
+def test_same_numbers_as_scores(truth):
+    members = beside(truth)[:, :, None] + random(4, 2, 5, *GRID.shape, seed=3) - 280
+    fc = forecast(members)
+    sc = xsm.score(fc, truth)
+    one, target = (
+        fc["t2m"].astype("f8"),
+        xr.DataArray(beside(truth), fc["t2m"].isel(member=0).coords, fc["t2m"].isel(member=0).dims),
+    )
+    weights = xr.DataArray(GRID.area, dims=("latitude", "longitude"))
+    keywords = {"preserve_dims": ["lead_time"], "weights": weights}
+    mean = one.mean("member")
+    theirs = {
+        "bias": scores.continuous.additive_bias(mean, target, **keywords),
+        "mae": scores.continuous.mae(mean, target, **keywords),
+        "rmse": scores.continuous.rmse(mean, target, **keywords),
+        "crps": scores.probability.crps_for_ensemble(one, target, "member", method="ecdf", **keywords),
+        "crps_fair": scores.probability.crps_for_ensemble(one, target, "member", method="fair", **keywords),
+    }
+    for metric, expected in theirs.items():
+        np.testing.assert_allclose(value(sc, metric), expected, rtol=1e-6)
+    by_hand = [
+        np.mean([np.cov(mean[i, j].values.ravel(), target[i, j].values.ravel(), aweights=GRID.area.ravel())[0, 1] /
+                 np.sqrt(np.prod([np.cov(x[i, j].values.ravel(), aweights=GRID.area.ravel()) for x in (mean, target)]))
+                 for i in range(4)])
+        for j in range(2)
+    ]  # fmt: skip
+    np.testing.assert_allclose(value(sc, "correlation"), by_hand, rtol=1e-6)
+
+
+def test_surface_pressure_keeps_its_digits():
+    rng = np.random.default_rng(0)
+    pressure = (1e5 + rng.normal(size=(4, 2, 3, *GRID.shape))).astype("f4")
+    attrs = {"units": "Pa", "standard_name": "surface_air_pressure"}
+    fc = forecast(pressure).rename(t2m="sp").assign_coords()
+    fc["sp"].attrs = attrs
+    truth = analysis(1e5).rename(t2m="sp")
+    truth["sp"].attrs = attrs
+    expected = scores.probability.crps_for_ensemble(fc["sp"].astype("f8") - 1e5, xr.zeros_like(fc["sp"].isel(member=0)), "member",
+                                                    preserve_dims=["lead_time"], weights=xr.DataArray(GRID.area, dims=("latitude", "longitude")))  # fmt: skip # noqa: E501
+    np.testing.assert_allclose(xsm.score(fc, truth)["sp"].sel(metric="crps"), expected, rtol=1e-6)
+
+
+# any layout, unit, order
+
+
+def celsius(ds):
+    return ds.assign(t2m=(ds["t2m"].astype("f8") - 273.15).assign_attrs(units="degC"))
+
+
+CHANGES = {
+    "units": celsius,
+    "name": lambda ds: ds.rename(t2m="2m_temperature"),
+    "south first": lambda ds: ds.isel(latitude=slice(None, None, -1)),
+    "west as negative": lambda ds: ds.assign_coords(longitude=ds["longitude"] - 360),
+    "dims": lambda ds: ds.transpose("longitude", ...),
+    "lazy": lambda ds: ds.chunk(latitude=2),
+    "more": lambda ds: ds.assign(lsm=ds["t2m"].isel({ds["t2m"].dims[0]: 0}) * 0, other=ds["t2m"].rename("other").assign_attrs(standard_name="x")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_form_does_not_matter(fc, truth, change):
+    plain = xsm.score(fc, truth)["t2m"].values
+    np.testing.assert_allclose(xsm.score(change(fc), truth)["t2m"], plain, atol=2e-5)
+    np.testing.assert_allclose(xsm.score(fc, change(truth))["t2m"], plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("export", [xsm.to_weatherbench2, xsm.to_cfgrib])
+def test_layouts_of_others_and_the_accessor(fc, truth, export):
+    xr.testing.assert_equal(export(fc).scalemixer.score(truth), xsm.score(fc, truth))
+
+
+def test_symmetry(fc, truth):
+    first = fc.isel(lead_time=[0])
+    ours, back = xsm.score(first, truth), xsm.score(forecast(beside(truth)[:, :1], leads=LEADS[:1]), first)
+    for metric in ("mae", "rmse", "correlation"):
+        np.testing.assert_allclose(value(back, metric), value(ours, metric), rtol=1e-6)
+    np.testing.assert_allclose(value(back, "bias"), -value(ours, "bias"), atol=1e-6)
+
+
+def test_lazy_data_are_scored_alike(fc, truth, normal):
+    plain = xsm.score(fc, truth, climatology=normal)
+    lazy = xsm.score(fc.chunk(lead_time=1, longitude=3), truth.chunk(time=2), climatology=normal.chunk(hour=1))
+    xr.testing.assert_allclose(lazy, plain)
+
+
+# grids and regions
+
+
+def test_the_finer_grid_is_averaged_onto_the_coarser(truth):
+    coarse = Grid.regular("58.75", "11.25", "5", (3, 4))
+    averaged = xsm.regrid(truth, coarse, method="conservative")
+    fc = forecast(averaged["t2m"].sel(time=xr.DataArray(VALID, dims=("a", "b"))).values, coarse)
+    sc = xsm.score(fc, truth)
+    np.testing.assert_allclose(value(sc, "rmse"), 0, atol=1e-4)
+    assert "truth: grid: conservative from 6 x 8" in sc.attrs["report"]
+    onto = xsm.score(fc, truth, grid="truth")
+    assert "forecast: grid: bilinear from 3 x 4" in onto.attrs["report"] and np.all(value(onto, "rmse") > 0.1)
+
+
+def test_a_part_of_a_larger_grid_is_picked(fc, truth):
+    part = {"latitude": slice(1, 5), "longitude": slice(2, 7)}
+    sc = xsm.score(fc.isel(part), truth)
+    assert "grid:" not in sc.attrs["report"]
+    error = (fc["t2m"] - beside(truth)).isel(part).astype("f8")
+    weights = xr.DataArray(GRID.area, dims=("latitude", "longitude")).isel(part)
+    np.testing.assert_allclose(
+        value(sc, "bias"), error.weighted(weights).mean(["latitude", "longitude", "reference_time"]), rtol=1e-5
+    )
+
+
+def test_region(fc, truth):
+    inside = fc.isel(latitude=slice(1, 4), longitude=slice(0, 3))
+    sc = xsm.score(fc, truth, region=(57.5, 10, 52.5, 15))
+    np.testing.assert_allclose(sc["t2m"], xsm.score(inside, truth)["t2m"], rtol=1e-6)
+    with pytest.raises(GridError, match=r"holds no cell(?s:.)*\(north, west, south, east\); the common area is 47\.5\.\.60 N"):
+        xsm.score(fc, truth, region=(10, 10, 0, 20))
+    with pytest.raises(GridError, match="needed \\(north, west, south, east\\)"):
+        xsm.score(fc, truth, region=(0, 10, 10, 20))
+
+
+def test_grids_of_one_size_in_different_places_need_a_choice(fc):
+    shifted = Grid.regular("59", "11", "2.5", (6, 8))
+    other = analysis(280.0, shifted)
+    with pytest.raises(GridError, match=r"none is the coarser; needed a choice: grid='truth'"):
+        xsm.score(fc, other)
+    assert np.isfinite(xsm.score(fc, other, grid="truth")["t2m"]).all()
+
+
+def test_grids_apart(fc):
+    with pytest.raises(GridError, match="do not overlap"):
+        xsm.score(fc, analysis(280.0, Grid.regular(-10, 10, "2.5", (6, 8))))
+
+
+# gaps and bad input
+
+
+def test_gaps_count_nowhere(fc, truth):
+    holes = truth.copy(deep=True)
+    holes["t2m"][:, 2, 3] = np.nan
+    other = fc.copy(deep=True)
+    other["t2m"][:, :, 2, 3] = 999 - 700
+    xr.testing.assert_equal(xsm.score(other, holes), xsm.score(fc, holes))
+    assert "values on part of the area" in xsm.score(fc, holes).attrs["report"]
+
+
+def test_no_truth_at_some_hours(fc, truth):
+    sc = xsm.score(fc, truth.isel(time=[0, 1]))
+    np.testing.assert_array_equal(value(sc, "count"), [2, 1])
+    assert "3 of 8 fields compared" in sc.attrs["report"]
+
+
+def test_no_overlap(fc, truth):
+    later = truth.assign_coords(time=truth["time"] + np.timedelta64(365, "D"))
+    with pytest.raises(TimeError, match="no overlap: forecast is valid from 2001-08-10T06 to 2001-08-11T06; the truth from 2002"):
+        xsm.score(fc, later)
+
+
+def test_all_missing(fc, truth):
+    with pytest.raises(SchemaError, match="t2m of forecast: no cell where forecast and truth both have a value"):
+        xsm.score(fc, truth * np.nan)
+
+
+def test_nothing_in_common(fc, truth):
+    with pytest.raises(SchemaError, match="nothing in common: forecast has t2m; truth has nothing known"):
+        xsm.score(fc, truth.rename(t2m="x").map(lambda a: a.assign_attrs(standard_name="x"), keep_attrs=True))
+
+
+def test_all_problems_at_once(fc, truth):
+    with pytest.raises(
+        InputError, match=r"3 problems(?s:.)*by='step'(?s:.)*'rmes' is unknown(?s:.)*acc: no climatology.*xsm.climatology"
+    ):
+        xsm.score(fc, truth, by=["step"], metrics=["rmes", "acc"])
+    with pytest.raises(InputError, match="skill_against='ifs' is not one of the forecasts: a"):
+        xsm.score({"a": fc}, truth, skill_against="ifs")
+
+
+def test_ensemble_metrics_of_one_member(fc, truth):
+    with pytest.raises(SchemaError, match=r"one member; crps_fair, spread cannot be had"):
+        xsm.score(fc, truth, metrics=["crps_fair", "spread"])
+    with pytest.raises(InputError, match="one member; needed two or more"):
+        rank_histogram(fc, truth)
+
+
+def test_an_analysis_is_not_scored_as_a_forecast(truth):
+    with pytest.raises(TimeError, match="not a forecast"):
+        xsm.score(truth, truth)
+
+
+def test_accumulated_radiation_is_left_out_unless_asked_for(fc, truth):
+    sums = {"ssrd": fc["t2m"].assign_attrs(units="J m-2", standard_name="surface_downwelling_shortwave_flux_in_air")}
+    assert "ssrd: not compared" in xsm.score(fc.assign(sums), truth).attrs["report"]
+    with pytest.raises(SchemaError, match="nothing says over which time"):
+        xsm.score(fc.assign(sums), truth, variables=["ssrd"])
+
+
+# climatology
+
+
+def test_climatology_of_a_daily_cycle():
+    times = np.arange("2001-06-01", "2001-07-01", 6, dtype="M8[h]").astype("M8[ns]")
+    hours = (times - times.astype("M8[D]")) / np.timedelta64(1, "h")
+    out = xsm.climatology(analysis(280 + hours[:, None, None], times=times), window=0)
+    assert out["t2m"].dims == ("hour", "dayofyear", "latitude", "longitude") and out["t2m"].attrs["units"] == "K"
+    assert out["dayofyear"].values.tolist() == list(range(152, 182))
+    np.testing.assert_allclose(out["t2m"], (280 + out["hour"]).broadcast_like(out["t2m"]))
+
+
+def test_climatology_window_turns_with_the_year():
+    times = np.array(["2000-12-31T00", "2002-01-01T00", "2003-06-01T00"], "M8[ns]")
+    out = xsm.climatology(analysis(np.array([280.0, 290.0, np.nan])[:, None, None], times=times), window=1)
+    picked = out["t2m"].isel(hour=0, latitude=0, longitude=0)
+    np.testing.assert_allclose(picked.sel(dayofyear=[1, 366, 2, 365]), [285, 285, 290, 280])
+    assert out["samples"].sel(hour=0, dayofyear=1) == 2 and np.isnan(picked.sel(dayofyear=152))
+    assert 100 not in out["dayofyear"]
+
+
+def test_lazy_climatology(truth):
+    lazy = xsm.climatology(truth.chunk(time=1))
+    assert lazy["t2m"].chunks is not None
+    xr.testing.assert_allclose(lazy.compute(), xsm.climatology(truth))
+
+
+def test_climatology_must_cover_the_valid_times(fc, truth, normal):
+    with pytest.raises(TimeError, match="no dayofyear 223; found"):
+        xsm.score(fc, truth, climatology=normal.sel(dayofyear=slice(220, 222)))
+    with pytest.raises(SchemaError, match=r"needed hour and dayofyear. Make one: xsm.climatology"):
+        xsm.score(fc, truth, climatology=truth)
+    with pytest.raises(InputError, match="needed whole days"):
+        xsm.climatology(truth, window=1.5)
+
+
+# two models
+
+
+def test_skill_and_difference(fc, truth):
+    worse = forecast(2 * fc["t2m"].values - beside(truth))
+    sc = xsm.score({"ours": fc, "ifs": worse}, truth, skill_against="ifs", metrics=["rmse"])
+    assert sc["t2m"].dims == ("metric", "lead_time", "model")
+    ours = sc["t2m"].sel(model="ours")
+    np.testing.assert_allclose(ours.sel(metric="rmse_skill"), 0.5, rtol=1e-4)
+    np.testing.assert_allclose(ours.sel(metric="rmse_difference"), -ours.sel(metric="rmse"), rtol=1e-4)
+    low, high = ours.sel(metric="rmse_difference_low"), ours.sel(metric="rmse_difference_high")
+    assert np.all((low <= ours.sel(metric="rmse_difference")) & (ours.sel(metric="rmse_difference") <= high) & (high < 0))
+    np.testing.assert_array_equal(sc["t2m"].sel(model="ifs", metric="rmse_difference_low"), 0)
+
+
+def test_models_are_compared_on_common_fields(fc, truth):
+    gap = fc.isel(reference_time=slice(1, None)).copy(deep=True)
+    gap["t2m"][0] = np.nan
+    sc = xsm.score({"a": fc, "b": gap}, truth)
+    np.testing.assert_array_equal(value(sc, "count"), 2)
+    assert np.isfinite(sc["t2m"]).all() and not np.allclose(
+        value(sc, "rmse"), value(xsm.score(fc, truth), "rmse")[:, None], rtol=1e-3
+    )
+    np.testing.assert_allclose(sc["t2m"].sel(model="a"), sc["t2m"].sel(model="b"))
+
+
+def test_one_start_has_no_interval(fc, truth):
+    sc = xsm.score(
+        {"a": fc.isel(reference_time=[0]), "b": fc.isel(reference_time=[0]) + 1}, truth, skill_against="b", metrics=["mae"]
+    )
+    assert np.isnan(value(sc, "mae_difference_low")).all() and "one sample" in sc.attrs["report"]
+
+
+def test_resamples_are_blocks_that_wrap():
+    counts = resampled_counts(10, 4000, 3, seed=1)
+    np.testing.assert_array_equal(counts.sum("reference_time"), 10)
+    np.testing.assert_allclose(counts.mean("draw"), 1, atol=0.1)
+    single = resampled_counts(10, 50, 10, seed=1)
+    np.testing.assert_array_equal(single, 1)
+    assert [block_length(n) for n in (2, 8, 9, 730)] == [2, 2, 3, 10]
+
+
+def test_interval_has_the_width_of_the_normal_distribution():
+    starts = STARTS[0] + np.arange(400) * np.timedelta64(12, "h")
+    errors = np.random.default_rng(2).normal(5, 1, size=400)[:, None, None, None]
+    valid = starts + np.timedelta64(6, "h")
+    models = {"a": forecast(280 + errors, starts=starts, leads=[6]), "b": forecast(280, starts=starts, leads=[6])}
+    sc = xsm.score(models, analysis(280.0, times=valid), skill_against="b", metrics=["mae"], block=1)
+    low, high = (float(sc["t2m"].sel(model="a", metric=f"mae_difference_{side}").squeeze()) for side in ("low", "high"))
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+def test_scores_can_be_written(fc, truth, tmp_path):
+    sc = xsm.score({"a": fc, "b": fc + 1}, truth, skill_against="b")
+    sc.to_netcdf(tmp_path / "scores.nc")
+    with xr.open_dataset(tmp_path / "scores.nc") as back:
+        xr.testing.assert_equal(back.load(), sc)
+
+
+# real and twin data
+
+
+def test_ten_members_of_era5(shared_data):
+    pytest.importorskip("cfgrib")
+    with xr.open_dataset(
+        shared_data / "real" / "era5_10members_3deg_20170101.grib", engine="cfgrib", indexpath="", decode_timedelta=True
+    ) as ds:
+        ds = ds.load()
+    fc, truth = ds.isel(number=slice(1, None)), ds.isel(number=0, drop=True)
+    sc = xsm.score(fc, truth)
+    assert sc["z"].dims == ("metric", "lead_time", "level") and sc["z"].sizes["level"] == 2
+    weights = xr.DataArray(Grid(tuple(ds["latitude"].values), tuple(ds["longitude"].values)).area, dims=("latitude", "longitude"))
+    keywords = {"preserve_dims": ["isobaricInhPa"], "weights": weights}
+    for name in ("z", "t"):
+        one, target = fc[name].astype("f8"), truth[name].astype("f8")
+        for metric, method in (("crps", "ecdf"), ("crps_fair", "fair")):
+            theirs = scores.probability.crps_for_ensemble(one, target, "number", method=method, **keywords)
+            np.testing.assert_allclose(sc[name].sel(metric=metric).squeeze(), theirs.sortby("isobaricInhPa"), rtol=1e-6)
+        spread = np.sqrt(one.var("number", ddof=1).weighted(weights).mean(["latitude", "longitude", "time"]))
+        rmse = scores.continuous.rmse(one.mean("number"), target, **keywords)
+        np.testing.assert_allclose(
+            sc[name].sel(metric="spread_skill").squeeze(), (np.sqrt(10 / 9) * spread / rmse).sortby("isobaricInhPa")
+        )
+        ranks = (
+            scores.probability.rank_histogram(one, target, "number", **keywords).transpose("rank", ...).sortby("isobaricInhPa")
+        )
+        np.testing.assert_allclose(rank_histogram(fc, truth)[name].squeeze(), ranks, atol=2e-4)
+
+
+def test_persistence_of_the_twin_world(shared_data):
+    files = [shared_data / "nature" / f"regional_2001-08-{day}.nc" for day in (10, 15)]
+    truth = xr.concat([xr.open_dataset(file)[["t2m", "sp"]] for file in files], "time").load()
+    start = truth["time"][11:180:12].rename(time="reference_time")
+    lead = xr.DataArray([1, 3, 6, 24], dims="lead_time", attrs={"units": "hours"})
+    held = truth.sel(time=start).drop_vars("time").expand_dims(lead_time=lead.size, axis=1)
+    sc = held.assign_coords(reference_time=start.values, lead_time=lead).scalemixer.score(truth)
+    assert set(sc.data_vars) == {"t2m", "sp"} and value(sc, "count").tolist() == [15] * 4
+    rmse = value(sc, "rmse")
+    assert np.all(np.diff(rmse[:3]) > 0) and rmse[3] < rmse[2], "the day comes round after 24 h"
+    later = truth["t2m"].sel(time=start + np.timedelta64(6, "h")).values
+    grid = Grid(tuple(truth["lat"].values), tuple(truth["lon"].values))
+    by_hand = np.sqrt(np.average((held["t2m"].isel(lead_time=0) - later) ** 2, axis=(1, 2), weights=grid.area).mean())
+    assert rmse[2] == pytest.approx(by_hand, rel=1e-6)
