@@ -45,6 +45,10 @@ def truth():
     return analysis(random(5, *GRID.shape))
 
 
+def raised(ds, by):
+    return ds.assign(t2m=(ds["t2m"] + by).assign_attrs(ds["t2m"].attrs))
+
+
 def beside(truth):
     """Truth in the axes of the forecast, as an array."""
     return truth["t2m"].sel(time=xr.DataArray(VALID, dims=("reference_time", "lead_time"))).values
@@ -247,7 +251,7 @@ CHANGES = {
     "west as negative": lambda ds: ds.assign_coords(longitude=ds["longitude"] - 360),
     "dims": lambda ds: ds.transpose("longitude", ...),
     "lazy": lambda ds: ds.chunk(latitude=2),
-    "more": lambda ds: ds.assign(lsm=ds["t2m"].isel({ds["t2m"].dims[0]: 0}) * 0, other=ds["t2m"].rename("other").assign_attrs(standard_name="x")),
+    "more": lambda ds: ds.assign(lsm=ds["t2m"].isel({ds["t2m"].dims[0]: 0}) * 0, other=ds["t2m"].assign_attrs(standard_name="x")),
 }  # fmt: skip
 
 
@@ -269,6 +273,14 @@ def test_symmetry(fc, truth):
     for metric in ("mae", "rmse", "correlation"):
         np.testing.assert_allclose(value(back, metric), value(ours, metric), rtol=1e-6)
     np.testing.assert_allclose(value(back, "bias"), -value(ours, "bias"), atol=1e-6)
+
+
+def test_members_in_chunks(truth):
+    fc = forecast(beside(truth)[:, :, None] + random(4, 2, 5, *GRID.shape, seed=3) - 280)
+    lazy = fc.chunk(member=2, reference_time=1)
+    xr.testing.assert_allclose(xsm.score(lazy, truth), xsm.score(fc, truth))
+    xr.testing.assert_allclose(rank_histogram(lazy, truth), rank_histogram(fc, truth))
+    xr.testing.assert_allclose(brier(lazy, truth, "t2m", 280.0), brier(fc, truth, "t2m", 280.0))
 
 
 def test_lazy_data_are_scored_alike(fc, truth, normal):
@@ -320,6 +332,17 @@ def test_grids_of_one_size_in_different_places_need_a_choice(fc):
     assert np.isfinite(xsm.score(fc, other, grid="truth")["t2m"]).all()
 
 
+def test_curvilinear_grids_are_compared_cell_by_cell(truth):
+    longitude, latitude = np.meshgrid(10 + np.arange(8.0), 60 - np.arange(6.0))
+    bend = lambda ds: ds.rename(latitude="y", longitude="x").drop_vars(["y", "x"]).assign_coords(
+        latitude=(("y", "x"), latitude + longitude / 50), longitude=(("y", "x"), longitude)
+    )  # fmt: skip
+    sc = xsm.score(bend(forecast(beside(truth) - 2)), bend(truth))
+    np.testing.assert_allclose(value(sc, "bias"), -2, atol=1e-4)
+    with pytest.raises(GridError, match="needed a latitude-longitude grid as the coarsest one"):
+        xsm.score(bend(forecast(beside(truth))), analysis(280.0, Grid.regular("59.8", "10.3", "0.5", (6, 8))))
+
+
 def test_grids_apart(fc):
     with pytest.raises(GridError, match="do not overlap"):
         xsm.score(fc, analysis(280.0, Grid.regular(-10, 10, "2.5", (6, 8))))
@@ -351,7 +374,7 @@ def test_no_overlap(fc, truth):
 
 def test_all_missing(fc, truth):
     with pytest.raises(SchemaError, match="t2m of forecast: no cell where forecast and truth both have a value"):
-        xsm.score(fc, truth * np.nan)
+        xsm.score(fc, raised(truth, np.nan))
 
 
 def test_nothing_in_common(fc, truth):
@@ -451,7 +474,7 @@ def test_models_are_compared_on_common_fields(fc, truth):
 
 def test_one_start_has_no_interval(fc, truth):
     sc = xsm.score(
-        {"a": fc.isel(reference_time=[0]), "b": fc.isel(reference_time=[0]) + 1}, truth, skill_against="b", metrics=["mae"]
+        {"a": fc.isel(reference_time=[0]), "b": raised(fc.isel(reference_time=[0]), 1)}, truth, skill_against="b", metrics=["mae"]
     )
     assert np.isnan(value(sc, "mae_difference_low")).all() and "one sample" in sc.attrs["report"]
 
@@ -476,7 +499,7 @@ def test_interval_has_the_width_of_the_normal_distribution():
 
 
 def test_scores_can_be_written(fc, truth, tmp_path):
-    sc = xsm.score({"a": fc, "b": fc + 1}, truth, skill_against="b")
+    sc = xsm.score({"a": fc, "b": raised(fc, 1)}, truth, skill_against="b")
     sc.to_netcdf(tmp_path / "scores.nc")
     with xr.open_dataset(tmp_path / "scores.nc") as back:
         xr.testing.assert_equal(back.load(), sc)

@@ -206,7 +206,8 @@ def _translated(ds: xr.Dataset, schema: Schema, report: Report, name: str, dims:
 
 def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report: Report):
     """Starts and lead times that all forecasts have and the truth covers; the truth at the valid times in between."""
-    shared = xr.align(*(ds[["reference_time", "lead_time"]] for ds in forecasts.values()), join="inner")[0]
+    axes = [ds[["reference_time", "lead_time"]].reset_coords(drop=True) for ds in forecasts.values()]
+    shared = xr.align(*axes, join="inner")[0]
     leads = shared["lead_time"].values.astype("timedelta64[h]")
     valid = shared["reference_time"].values[:, None] + leads
     place = pd.Index(analysis["time"].values).get_indexer(valid.ravel()).reshape(valid.shape)
@@ -344,7 +345,7 @@ def _all_matched(big: Grid, small: Grid) -> bool:
     """True if every center of ``small`` inside ``big`` is a center of ``big``."""
     (_, rows), (_, columns) = _matches(big, small)
     inside = round((1.0 - big.outside(small)) * len(small.latitude) * len(small.longitude))
-    return rows.size * columns.size >= inside - rows.size - columns.size  # outer half cells may hold one row and column more
+    return rows.size * columns.size == inside
 
 
 def _matches(one: Grid, other: Grid) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -400,15 +401,23 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
 def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset | None, area: xr.DataArray) -> Aligned:
     """Truth and climatology at the valid times of one forecast."""
     position = analysis["position"]
-    lazy = any(array.chunks is not None for array in forecast.values())
+    lazy = _is_lazy(forecast)
+    if lazy and "member" in forecast.dims:
+        forecast = forecast.chunk(member=-1)
     analysis = analysis.drop_vars("position")
-    truth = (analysis.chunk(time=24) if lazy and not analysis.chunks else analysis).isel(time=position.drop_vars(position.coords))
+    truth = (analysis.chunk(time=24) if lazy and not _is_lazy(analysis) else analysis).isel(
+        time=position.drop_vars(position.coords)
+    )
     truth = truth.drop_vars("time", errors="ignore").where(position.variable >= 0)
     if climatology is not None:
         climatology = _at_valid_times(
-            climatology.chunk(dayofyear=1) if lazy and not climatology.chunks else climatology, position
+            climatology.chunk(dayofyear=1) if lazy and not _is_lazy(climatology) else climatology, position
         )
     return Aligned(forecast, truth.assign_coords(position.coords), climatology, area)
+
+
+def _is_lazy(ds: xr.Dataset) -> bool:
+    return any(array.chunks is not None for array in ds.values())
 
 
 def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Dataset:

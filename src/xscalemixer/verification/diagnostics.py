@@ -222,7 +222,7 @@ def power_spectrum(ds: xr.Dataset) -> xr.Dataset:
     ring, centers = _rings(grid)
     out = xr.apply_ufunc(
         lambda values: _radial_sums(values, ring, centers.size),
-        xr.Dataset(fields).chunk(latitude=-1, longitude=-1) if ds.chunks else xr.Dataset(fields),
+        xr.Dataset({name: array.chunk(latitude=-1, longitude=-1) if array.chunks else array for name, array in fields.items()}),
         input_core_dims=[["latitude", "longitude"]],
         output_core_dims=[["wavenumber"]],
         dask="parallelized",
