@@ -4,10 +4,11 @@ import pytest
 import xarray as xr
 
 from xscalemixer import readers
-from xscalemixer.conform import conform
+from xscalemixer.conform import conform, holdings, translate
 from xscalemixer.errors import GridError, SchemaError, TimeError
 from xscalemixer.physics import humidity
 from xscalemixer.physics.pressure import GRAVITY, standard_geopotential
+from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, REGIONAL, Schema
 
 LEVELS = (200, 500, 850, 1000)
@@ -590,3 +591,20 @@ def test_humidity_of_era5_agrees_with_its_relative_humidity(shared_data):
 def test_absent_levels_of_era5_are_listed(shared_data):
     text = problems(readers.open(shared_data / "real" / "era5_davos"), Schema.of("z", "t", levels=(50, 100, 500, 925)))
     assert "z: levels 50, 100, 925 hPa are missing" in text or "z: levels 50, 100 hPa are missing" in text
+
+
+def test_translating_keeps_gaps_and_further_dims(ds):
+    celsius = (ds["t2m"] - 273.15).where(ds["latitude"] > 0).assign_attrs(units="degC", standard_name="air_temperature")
+    fc = xr.Dataset({"2t": celsius}).rename(time="reference_time").expand_dims(member=[0, 1])
+    report = Report("")
+    out = translate(fc, Schema.of("t2m"), report, dims=("reference_time", "member"))["t2m"]
+    assert report.ok and out.dims == ("reference_time", "member", "latitude", "longitude") and out.attrs["units"] == "K"
+    np.testing.assert_allclose(out.isel(member=1), ds["t2m"].where(ds["latitude"] > 0), rtol=1e-6)
+
+
+def test_holdings_are_what_is_there_or_follows(ds):
+    moist = ds.rename(q2m="d2m")
+    moist["d2m"].attrs = {"units": "K", "standard_name": "dew_point_temperature"}
+    found = holdings(moist.drop_vars("q"))
+    assert found["z"] == (200, 500, 850, 1000) and found["t2m"] == ()
+    assert {"q2m", "d2m"} <= set(found) and not {"q", "orog"} & set(found)

@@ -399,21 +399,28 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
 
 
 def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset | None, area: xr.DataArray) -> Aligned:
-    """Truth and climatology at the valid times of one forecast."""
-    position = analysis["position"]
-    lazy = _is_lazy(forecast)
-    if lazy and "member" in forecast.dims:
-        forecast = forecast.chunk(member=-1)
-    analysis = analysis.drop_vars("position")
-    truth = (analysis.chunk(time=24) if lazy and not _is_lazy(analysis) else analysis).isel(
-        time=position.drop_vars(position.coords)
-    )
-    truth = truth.drop_vars("time", errors="ignore").where(position.variable >= 0)
+    """Truth and climatology at the valid times of one forecast, in its chunks: else dask would cut the forecast to theirs."""
+    position, analysis = analysis["position"], analysis.drop_vars("position")
+    if _is_lazy(forecast):
+        forecast = forecast.chunk(member=-1) if "member" in forecast.dims else forecast
+        analysis = analysis if _is_lazy(analysis) else analysis.chunk(time=24)
+        if climatology is not None and not _is_lazy(climatology):
+            climatology = climatology.chunk(dayofyear=1)
+    truth = analysis.isel(time=position.drop_vars(position.coords)).drop_vars("time", errors="ignore")
     if climatology is not None:
-        climatology = _at_valid_times(
-            climatology.chunk(dayofyear=1) if lazy and not _is_lazy(climatology) else climatology, position
-        )
-    return Aligned(forecast, truth.assign_coords(position.coords), climatology, area)
+        climatology = _in_chunks_of(forecast, _known(_at_valid_times(climatology, position), position))
+    return Aligned(forecast, _in_chunks_of(forecast, _known(truth, position)), climatology, area)
+
+
+def _known(ds: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
+    """NaN where the truth has no such time."""
+    ds = ds.assign_coords(position.coords)
+    return ds if (position.values >= 0).all() else ds.where(position.variable >= 0)
+
+
+def _in_chunks_of(forecast: xr.Dataset, ds: xr.Dataset) -> xr.Dataset:
+    sizes = lambda name: {dim: forecast[name].chunksizes[dim] for dim in ("reference_time", "lead_time")}
+    return ds.assign({name: array.chunk(sizes(name)) for name, array in ds.items() if forecast[name].chunks is not None})
 
 
 def _is_lazy(ds: xr.Dataset) -> bool:
@@ -434,5 +441,4 @@ def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Datas
         raise TimeError(
             "this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems]
         )
-    picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
-    return picked.where(position.variable >= 0).assign_coords(position.coords)
+    return climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")

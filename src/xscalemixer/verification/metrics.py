@@ -43,7 +43,7 @@ import xarray as xr
 
 __all__ = ["METRICS", "ROOTED", "Metric", "average", "crps", "field_means"]
 
-_BLOCK = 2**21  # cells looked at together: bounds the memory of temporaries
+_BLOCK = 2**18  # cells looked at together: bounds the memory of temporaries
 
 
 @dataclass(frozen=True)
