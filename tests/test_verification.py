@@ -139,6 +139,16 @@ def test_one_member_scores_its_absolute_error(fc, truth):
     assert "one member in forecast: equals the mean absolute error" in sc.attrs["report"]
 
 
+def test_an_ensemble_beside_a_single_forecast(fc, truth):
+    members = forecast(beside(truth)[:, :, None] + random(4, 2, 5, *GRID.shape, seed=3) - 280)
+    sc = xsm.score({"many": members, "one": fc}, truth)
+    one = sc["t2m"].sel(model="one")
+    np.testing.assert_array_equal(one.sel(metric="crps"), one.sel(metric="mae"))
+    assert np.isnan(one.sel(metric=["crps_fair", "spread", "spread_skill"])).all()
+    xr.testing.assert_allclose(sc["t2m"].sel(model="many", drop=True), xsm.score(members, truth)["t2m"])
+    assert "one member in one" in sc.attrs["report"]
+
+
 def test_a_reliable_ensemble():
     grid = Grid.regular(30, 10, "0.5", (60, 60))
     center = random(4, 2, 1, *grid.shape, seed=5)
@@ -318,6 +328,7 @@ def test_region(fc, truth):
     inside = fc.isel(latitude=slice(1, 4), longitude=slice(0, 3))
     sc = xsm.score(fc, truth, region=(57.5, 10, 52.5, 15))
     np.testing.assert_allclose(sc["t2m"], xsm.score(inside, truth)["t2m"], rtol=1e-6)
+    xr.testing.assert_equal(xsm.score(fc, truth, region=(57.5, -350, 52.5, -345))["t2m"], sc["t2m"])
     with pytest.raises(GridError, match=r"holds no cell(?s:.)*\(north, west, south, east\); the common area is 47\.5\.\.60 N"):
         xsm.score(fc, truth, region=(10, 10, 0, 20))
     with pytest.raises(GridError, match="needed \\(north, west, south, east\\)"):

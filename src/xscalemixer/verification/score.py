@@ -137,11 +137,9 @@ def _choose(metrics: tuple[str, ...] | None, aligned: Mapping[str, Aligned], rep
     numbers = {name: _members(one) for name, one in aligned.items()}
     ensemble, has_climatology = max(numbers.values()) > 1, next(iter(aligned.values())).climatology is not None
     if metrics is None:
-        allowed = {None, "climatology"} if has_climatology else {None}
-        metrics = tuple(
-            name for name, metric in METRICS.items() if metric.needs in allowed | ({"members"} if ensemble else set())
-        )
-        return tuple(name for name in metrics if name != "mse" and (name != "crps" or ensemble))
+        allowed = {None} | ({"climatology"} if has_climatology else set()) | ({"members"} if ensemble else set())
+        metrics = tuple(name for name, metric in METRICS.items() if metric.needs in allowed and name != "mse")
+        metrics = metrics if ensemble else tuple(name for name in metrics if name != "crps")
     lone = [name for name in metrics if METRICS[name].needs == "members" and not ensemble]
     if lone:
         found = f"one member; {', '.join(lone)} cannot be had from one"
