@@ -144,11 +144,11 @@ class Forecaster:
         orography, land = self.network.inner.statics[:2].cpu().numpy()
         return {"orog": orography * np.float32(1000.0), "lsm": land}
 
-    def save(self, path, *, overwrite: bool = False, half: bool = False) -> None:
-        """Write a folder with weights, description, card and checksums; see `xscalemixer.pretrained.save`."""
+    def save(self, path, **options) -> None:
+        """Write a folder with weights, description, card and checksums; options as in `xscalemixer.pretrained.save`."""
         from xscalemixer import pretrained
 
-        pretrained.save(self, path, overwrite=overwrite, half=half)
+        pretrained.save(self, path, **options)
 
     # -------------------------------------------------------------------------------------------------- running
 

@@ -71,7 +71,7 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
         return _loaded[key]
 
 
-def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False, half: bool = False) -> None:
+def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrite: bool = False, half: bool = False) -> None:
     """Write a model folder; complete or not at all.
 
     Parameters
@@ -79,6 +79,8 @@ def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False,
     model : Forecaster
         Takes the name of the folder.
     path : path
+    card : str
+        Markdown; by default it says that nobody has described the model.
     overwrite : bool
         Replace an existing folder.
     half : bool
@@ -101,7 +103,7 @@ def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False,
             weights |= {key: weights[key].half() for key, _ in model.modules.named_parameters()}
         safetensors.torch.save_file(weights, draft / "weights.safetensors")
         (draft / "model.json").write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (draft / "CARD.md").write_text(model.about.get("card", _plain_card(model)), encoding="utf-8")
+        (draft / "CARD.md").write_text(card or _plain_card(model), encoding="utf-8")
         (draft / CHECKSUMS).write_text("".join(f"{sha256(draft / name)}  {name}\n" for name in FILES), encoding="utf-8")
         draft.chmod(0o755)  # temporary folders and safetensors files are private
         (draft / "weights.safetensors").chmod(0o644)
