@@ -1,6 +1,6 @@
 """Forecast from a file of yours (or the sample), with maps of the wind and of where the model looked.
 
-    python examples/forecast.py [FILE]
+python examples/forecast.py [FILE]
 """
 
 import sys

@@ -238,6 +238,16 @@ def test_bad_state(model, spoil, message):
         xsm.forecast(spoil(globe()), 6, model=model)
 
 
+def test_a_wrong_start_does_not_hide_other_problems(model):
+    with pytest.raises(InputError, match="(?s)1999-01-01T00:00 is not in the data.*no surface pressure"):
+        xsm.forecast(globe().drop_vars("sp"), 6, model=model, init_time="1999-01-01")
+
+
+def test_path_is_not_a_dataset(model):
+    with pytest.raises(SchemaError, match=r'xscalemixer.open\("gfs.grib2"\)'):
+        xsm.forecast("gfs.grib2", model=model)
+
+
 def test_three_hourly_analyses(model):
     hours = START - np.arange(9, -1, -3) * HOUR
     with pytest.raises(TimeError, match=r"(?s)regional analyses.*2020-06-01T11"):

@@ -32,6 +32,13 @@ def test_saved_model_forecasts_the_same(folder):
     assert again.name == "mine" and len(again.sha256) == 64
 
 
+def test_saving_under_another_name_leaves_the_model_alone(tmp_path):
+    model = xsm.load()
+    model.save(tmp_path / "copy")
+    assert xsm.load().name == pretrained.DEFAULT
+    assert xsm.load(tmp_path / "copy").name == "copy"
+
+
 def test_shipped_models_load_and_are_listed():
     assert pretrained.DEFAULT in xsm.models()
     assert xsm.load().name == pretrained.DEFAULT

@@ -41,7 +41,9 @@ def test_values_are_sane(fc, name, low, high):
 
 def test_terrain_is_visible(fc):
     """Air is colder and pressure lower on the Tibetan plateau than in the plain at the same latitude."""
-    tibet, plain = (fc.sel(latitude=32, longitude=lon, method="nearest").isel(reference_time=0, lead_time=24) for lon in (88, 118))
+    tibet, plain = (
+        fc.sel(latitude=32, longitude=lon, method="nearest").isel(reference_time=0, lead_time=24) for lon in (88, 118)
+    )
     assert float(tibet["sp"]) < 65e3 and float(plain["sp"]) > 98e3
     assert float(tibet["t2m"]) < float(plain["t2m"]) - 8
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -255,11 +253,3 @@ class Forecaster:
         hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
         fixed = np.concatenate([np.broadcast_to(f, shape) for f in (*statics[:2], rise / 1000.0)], 1)
         return torch.cat([torch.from_numpy(np.concatenate([(guess - mean) / std, fixed], 1).astype("f4")), hour], 1)
-
-    def describe(self) -> str:
-        """Description as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    def renamed(self, name: str) -> Forecaster:
-        """The same model under another name."""
-        return dataclasses.replace(self, name=name)

@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from xscalemixer._version import __version__
-from xscalemixer.conform import conform, valid_times
+from xscalemixer.conform import conform, require_dataset, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
@@ -219,8 +219,12 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     report = Report(f"input for {model.name!r}")
     if isinstance(ds, xr.DataTree):
         ds, regional = _branches(ds, regional, report)
-    time = _start_time(ds, regional, init_time, report) if report.ok else None
-    if time is None:
+    if not report.ok:
+        return None, report
+    for data in (ds,) if regional is None else (ds, regional):
+        require_dataset(data)
+    time = _start_time(ds, regional, init_time, report)
+    if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
         return None, report
     outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver")
     inner = None
@@ -246,13 +250,22 @@ def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset |
     return tree["global"].to_dataset(), regional if regional is not None else inside
 
 
+def _latest(ds: xr.Dataset) -> np.datetime64 | None:
+    """Last valid time of a dataset, if it has any."""
+    times = valid_times(ds, Report(""))
+    return times.max() if times.size else None
+
+
 def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None:
     """The start: as asked, or the last time that both inputs have."""
     available = valid_times(ds, report)
     if regional is not None:
-        both = np.intersect1d(available, valid_times(regional, report))
-        if available.size and not both.size and report.ok:
-            report.error("time", "driver and regional analyses have no time in common", "both at the start", kind=TimeError)
+        analyses = valid_times(regional, report)
+        both = np.intersect1d(available, analyses)
+        if available.size and analyses.size and not both.size:
+            spans = [f"{_text(times.min())} to {_text(times.max())}" for times in (available, analyses)]
+            found = f"driver ({spans[0]}) and regional analyses ({spans[1]}) have no time in common"
+            report.error("time", found, "the driver at the start and hourly analyses up to it", kind=TimeError)
         available = both
     if not available.size or not report.ok:
         if report.ok:

@@ -77,8 +77,8 @@ def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrit
     Parameters
     ----------
     model : Forecaster
-        Takes the name of the folder.
     path : path
+        The folder; its last part becomes the name of the saved model.
     card : str
         Markdown; by default it says that nobody has described the model.
     overwrite : bool
@@ -97,12 +97,11 @@ def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrit
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.name = target.name
         weights = {key: value.contiguous().cpu() for key, value in model.modules.state_dict().items()}
         if half:
             weights |= {key: weights[key].half() for key, _ in model.modules.named_parameters()}
         safetensors.torch.save_file(weights, draft / "weights.safetensors")
-        (draft / "model.json").write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (draft / "model.json").write_text(json.dumps({**model.to_dict(), "name": target.name}, indent=1) + "\n", encoding="utf-8")
         (draft / "CARD.md").write_text(card or _plain_card(model), encoding="utf-8")
         (draft / CHECKSUMS).write_text("".join(f"{sha256(draft / name)}  {name}\n" for name in FILES), encoding="utf-8")
         draft.chmod(0o755)  # temporary folders and safetensors files are private
@@ -112,7 +111,6 @@ def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrit
         draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    model.sha256 = sha256(target / "weights.safetensors")
 
 
 def verify(folder: Path) -> dict[str, str]:

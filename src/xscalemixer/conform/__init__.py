@@ -22,7 +22,7 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["conform", "valid_times"]
+__all__ = ["conform", "require_dataset", "valid_times"]
 
 _STATICS = ("orog", "lsm")
 
@@ -69,7 +69,7 @@ def conform(
     SchemaError
         If ``ds`` is not a dataset. Bad content never raises: ``report.raise_errors()`` does.
     """
-    _require_dataset(ds)
+    require_dataset(ds)
     report = Report(title)
     ds = _plain(ds)
     if "ssrd" in schema.names:
@@ -80,7 +80,13 @@ def conform(
     return _with_projection(_assemble(fields, schema), ds, report), report
 
 
-def _require_dataset(ds) -> None:
+def require_dataset(ds) -> None:
+    """Refuse anything but a Dataset, with the call that makes one.
+
+    Raises
+    ------
+    SchemaError
+    """
     if isinstance(ds, xr.Dataset):
         return
     kind = type(ds).__name__
