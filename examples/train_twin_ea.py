@@ -1,4 +1,4 @@
-"""Train `twin-ea-small` on twin world A: about an hour on two CPU cores, repeatable by its seed.
+"""Train `twin-ea-small` on twin world A: an hour and a half on two CPU cores, repeatable by its seed.
 
     python examples/train_twin_ea.py DATA pretrained/twin-ea-small --runs runs/twin-ea-small
 
