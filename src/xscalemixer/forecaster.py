@@ -156,7 +156,7 @@ class Forecaster:
         return self.network.inner.statics.device
 
     def to(self, device) -> Forecaster:
-        """A copy of the handle whose networks lie on another device (moved in place)."""
+        """Move the networks to a device, in place."""
         for module in (self.network, self.cold_start, self.scale_outer, self.scale_inner):
             module.to(device)
         self._limits = tuple(limit.to(device) for limit in self._limits)
