@@ -8,6 +8,7 @@ import xarray as xr
 from worlds import HOUR, START, box, forecaster, globe
 
 import xscalemixer as xsm
+from xscalemixer import forecasting
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 
 
@@ -47,7 +48,7 @@ def test_hours_in_other_words(model, hours, leads):
     assert xsm.forecasting._whole_hours(hours) == leads
 
 
-@pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True])
+@pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])
 def test_impossible_hours(model, hours):
     with pytest.raises(TimeError, match="needed a whole number from 1 on"):
         xsm.forecast(globe(), hours, model=model)
@@ -293,6 +294,36 @@ def test_check_reports_without_running(model, monkeypatch):
     assert report.ok
     assert "cold start" in repr(report)
     assert "<table>" in report._repr_html_()
+
+
+def test_another_model_does_not_resume(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(model), "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        xsm.forecast(globe(), 7, model=model, to=tmp_path / "run.zarr")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="weights"):
+        xsm.forecast(globe(), 7, model=forecaster(seed=1), to=tmp_path / "run.zarr", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("lon", "west_negative", "wanted"), [(200.0, True, -160.0), (-120.0, False, 240.0), (100.0, True, 100.0)]
+)
+def test_longitudes_are_counted_as_in_the_input(lon, west_negative, wanted):
+    from xscalemixer.grids import Grid
+
+    grid = Grid.regular(40, lon, 1, (3, 4))
+    assert forecasting._in_convention(grid, west_negative).longitude[0] == wanted
+
+
+def test_misspelled_group_is_not_ignored(model):
+    tree = xr.DataTree.from_dict({"/global": globe(), "/region": box()})
+    with pytest.raises(SchemaError, match=r"unknown groups \['region'\]"):
+        tree.scalemixer.forecast(6, model=model)
+
+
+def test_arguments_that_need_a_store(model):
+    with pytest.raises(InputError, match="add to="):
+        xsm.forecast(globe(), 6, model=model, resume=True)
 
 
 def test_existing_store_is_kept(model, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -135,6 +136,13 @@ class Forecaster:
     def parameters(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.modules.parameters())
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights in hand, whether they were saved or not."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.modules.state_dict().items()):
+            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def static(self) -> dict[str, np.ndarray]:

@@ -91,6 +91,8 @@ def forecast(
     """
     hours = _whole_hours(hours)
     model = _model(model)
+    if to is None and (resume or overwrite):
+        raise InputError("no forecast was made", ["resume and overwrite belong to a store on disk; add to='run.zarr'"])
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
     model.to(_device(device))
@@ -120,7 +122,7 @@ def check(
     init_time=None,
     rh_phase: str | None = None,
 ) -> Report:
-    """What fits, what is converted or assumed, and what is missing for a forecast; runs no network.
+    """What fits, what is converted or assumed, and what is missing for a forecast; makes no forecast.
 
     Parameters
     ----------
@@ -246,6 +248,11 @@ def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset |
         report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
                      'Build it with xr.DataTree.from_dict({"/global": ds, "/regional": analyses}).')  # fmt: skip
         return None, None
+    others = sorted(set(tree.children) - {"global", "regional"})
+    if others:
+        report.error(
+            "groups", f"unknown groups {others}", "'/global' and '/regional' only", f'Drop or rename them: "/{others[0]}".'
+        )
     inside = tree["regional"].to_dataset() if "regional" in tree.children else None
     return tree["global"].to_dataset(), regional if regional is not None else inside
 
@@ -320,6 +327,8 @@ def _in_convention(grid: Grid, west_negative: bool) -> Grid:
     lon = np.array(grid.longitude)
     if west_negative and (lon >= 180).all():
         lon = lon - 360
+    elif not west_negative and (lon < 0).all():
+        lon = lon + 360
     return Grid(grid.latitude, tuple(lon))
 
 
@@ -359,7 +368,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
-    run = {"model": model.sha256, "start": _text(start.time), "hours": hours, "input": _digest(start)}
+    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": _digest(start)}
     if resume:
         store = ForecastStore.resume(to, run)
     else:
@@ -381,7 +390,13 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
 
 
 def _model(model) -> Forecaster:
-    return model if isinstance(model, Forecaster) else load() if model is None else load(model)
+    if isinstance(model, Forecaster):
+        return model
+    if model is not None and not isinstance(model, str | PathLike):
+        raise InputError(
+            f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
+        )
+    return load() if model is None else load(model)
 
 
 def _whole_hours(hours) -> int:
@@ -399,7 +414,7 @@ def _whole_hours(hours) -> int:
             number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
         except (ValueError, TypeError):
             number = np.nan
-    if not (number >= 1 and number == round(number)):
+    if not (1 <= number < np.inf and number == round(number)):
         raise TimeError(
             "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
         )

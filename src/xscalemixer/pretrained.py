@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -68,7 +69,7 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
     with _lock:
         if key not in _loaded:
             _loaded[key] = _read(folder, sums["weights.safetensors"])
-        return _loaded[key]
+        return copy.deepcopy(_loaded[key])
 
 
 def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrite: bool = False, half: bool = False) -> None:
@@ -94,6 +95,8 @@ def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrit
     target = Path(path)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} was not written", ["it exists; choose another name or pass overwrite=True"])
+    if target.exists() and not (target / CHECKSUMS).is_file():
+        raise CheckpointError(f"{target} was not replaced", [f"it is not a model folder (no {CHECKSUMS}); choose another name"])
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -107,8 +110,11 @@ def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrit
         draft.chmod(0o755)  # temporary folders and safetensors files are private
         (draft / "weights.safetensors").chmod(0o644)
         if target.exists():
-            shutil.rmtree(target)
-        draft.replace(target)
+            old = target.replace(draft.with_name(draft.name + "-old"))  # kept until the new one is in place
+            draft.replace(target)
+            shutil.rmtree(old)
+        else:
+            draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -201,9 +207,9 @@ def _cache() -> Path:
 def _folder(name: str | os.PathLike) -> Path:
     """Folder of a model: an explicit path, a name in one of the roots, or a download."""
     path = Path(name)
-    if path.is_dir():
-        return path
     plain = path.name == str(name)
+    if path.is_dir() and (not plain or (path / CHECKSUMS).is_file()):
+        return path
     for root in _roots() if plain else ():
         if (root / path.name / CHECKSUMS).is_file():
             return root / path.name

@@ -156,7 +156,7 @@ def train(config: TrainConfig, tree: xr.DataTree, *, folder: str | Path | None =
             history = _run_stage(stage, config, data, model)
             if kept:
                 _keep(model, history, kept)
-        model.about.setdefault("training", []).append({**asdict(stage), **history[-1]})
+        model.about.setdefault("training", []).append({**asdict(stage), **min(history, key=lambda record: record["validation"])})
     model.eval()
     return model
 
