@@ -326,6 +326,20 @@ def test_arguments_that_need_a_store(model):
         xsm.forecast(globe(), 6, model=model, resume=True)
 
 
+def test_surface_is_moved_to_the_terrain_of_the_model():
+    ds = globe().assign(orog=lambda d: d["orog"] + 100.0)  # the file's terrain is 100 m higher than the model's
+    terrain = globe()["orog"].values
+    moved = forecasting._onto_terrain(ds, terrain)
+    np.testing.assert_allclose(moved["t2m"] - ds["t2m"], 0.65, atol=1e-3)
+    wanted = ds["sp"] * np.exp(9.80665 * 100 / (287.06 * (ds["t2m"] + 0.325)))
+    np.testing.assert_allclose(moved["sp"], wanted, rtol=1e-5)
+
+
+def test_missing_orography_is_said(model):
+    assert "moved from its own terrain" in repr(globe().scalemixer.check(model=model))
+    assert "no orography" in repr(globe().drop_vars("orog").scalemixer.check(model=model))
+
+
 def test_existing_store_is_kept(model, tmp_path):
     path = tmp_path / "run.zarr"
     xsm.forecast(globe(), 1, model=model, to=path)

@@ -22,6 +22,7 @@ from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.output import forecast_dataset
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.pretrained import load
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
@@ -228,7 +229,8 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     time = _start_time(ds, regional, init_time, report)
     if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
         return None, report
-    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver")
+    terrain = model.network.outer.statics[0].cpu().numpy() * 1000.0
+    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver", terrain)
     inner = None
     if regional is None:
         report.assume("regional", "no analyses given; the six hours before the start were invented from the driver (cold start)")
@@ -294,7 +296,9 @@ def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None
     return wanted
 
 
-def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: str) -> tuple[np.ndarray | None, bool]:
+def _on_model_grid(
+    ds, branch: Branch, times, report: Report, rh_phase, what: str, terrain_of_model: np.ndarray | None = None
+) -> tuple[np.ndarray | None, bool]:
     """Fields of one branch at the given times on its grid, shape (T, C, H, W); problems go to the report.
 
     The second value tells whether the source has negative longitudes.
@@ -311,8 +315,14 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
     names = list(branch.schema.names)
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
-    moved = regrid(canonical[names], branch.grid)
+    terrain = ["orog"] if terrain_of_model is not None and "orog" in canonical else []
+    moved = regrid(canonical[names + terrain], branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
+    if terrain:
+        moved = _onto_terrain(moved, terrain_of_model)
+        report.assume(what, "t2m and sp moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
+    elif terrain_of_model is not None:
+        report.warn(what, "no orography; its surface fields are taken as if they lay on the model's terrain")
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
     if holes.any():
@@ -320,6 +330,12 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
             what, f"{100 * holes.mean():.1f} % of the values are missing on the model's grid", "complete fields", kind=GridError
         )
     return fields, west_negative
+
+
+def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
+    """Carry t2m and sp from the dataset's orography to the terrain of the model, shape (H, W), m."""
+    t2m = ds["t2m"] - LAPSE_RATE * (terrain - ds["orog"])
+    return ds.assign(t2m=t2m, sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, t2m))
 
 
 def _in_convention(grid: Grid, west_negative: bool) -> Grid:
