@@ -8,6 +8,7 @@ import xarray as xr
 from worlds import HOUR, START, box, forecaster, globe
 
 import xscalemixer as xsm
+from xscalemixer import forecasting
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 
 
@@ -47,7 +48,7 @@ def test_hours_in_other_words(model, hours, leads):
     assert xsm.forecasting._whole_hours(hours) == leads
 
 
-@pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True])
+@pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])
 def test_impossible_hours(model, hours):
     with pytest.raises(TimeError, match="needed a whole number from 1 on"):
         xsm.forecast(globe(), hours, model=model)
@@ -238,6 +239,16 @@ def test_bad_state(model, spoil, message):
         xsm.forecast(spoil(globe()), 6, model=model)
 
 
+def test_a_wrong_start_does_not_hide_other_problems(model):
+    with pytest.raises(InputError, match="(?s)1999-01-01T00:00 is not in the data.*no surface pressure"):
+        xsm.forecast(globe().drop_vars("sp"), 6, model=model, init_time="1999-01-01")
+
+
+def test_path_is_not_a_dataset(model):
+    with pytest.raises(SchemaError, match=r'xscalemixer.open\("gfs.grib2"\)'):
+        xsm.forecast("gfs.grib2", model=model)
+
+
 def test_three_hourly_analyses(model):
     hours = START - np.arange(9, -1, -3) * HOUR
     with pytest.raises(TimeError, match=r"(?s)regional analyses.*2020-06-01T11"):
@@ -283,6 +294,50 @@ def test_check_reports_without_running(model, monkeypatch):
     assert report.ok
     assert "cold start" in repr(report)
     assert "<table>" in report._repr_html_()
+
+
+def test_another_model_does_not_resume(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(model), "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        xsm.forecast(globe(), 7, model=model, to=tmp_path / "run.zarr")
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="weights"):
+        xsm.forecast(globe(), 7, model=forecaster(seed=1), to=tmp_path / "run.zarr", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("lon", "west_negative", "wanted"), [(200.0, True, -160.0), (-120.0, False, 240.0), (100.0, True, 100.0)]
+)
+def test_longitudes_are_counted_as_in_the_input(lon, west_negative, wanted):
+    from xscalemixer.grids import Grid
+
+    grid = Grid.regular(40, lon, 1, (3, 4))
+    assert forecasting._in_convention(grid, west_negative).longitude[0] == wanted
+
+
+def test_misspelled_group_is_not_ignored(model):
+    tree = xr.DataTree.from_dict({"/global": globe(), "/region": box()})
+    with pytest.raises(SchemaError, match=r"unknown groups \['region'\]"):
+        tree.scalemixer.forecast(6, model=model)
+
+
+def test_arguments_that_need_a_store(model):
+    with pytest.raises(InputError, match="add to="):
+        xsm.forecast(globe(), 6, model=model, resume=True)
+
+
+def test_surface_is_moved_to_the_terrain_of_the_model():
+    ds = globe().assign(orog=lambda d: d["orog"] + 100.0)  # the file's terrain is 100 m higher than the model's
+    terrain = globe()["orog"].values
+    moved = forecasting._onto_terrain(ds, terrain)
+    np.testing.assert_allclose(moved["t2m"] - ds["t2m"], 0.65, atol=1e-3)
+    wanted = ds["sp"] * np.exp(9.80665 * 100 / (287.06 * (ds["t2m"] + 0.325)))
+    np.testing.assert_allclose(moved["sp"], wanted, rtol=1e-5)
+
+
+def test_missing_orography_is_said(model):
+    assert "moved from its own terrain" in repr(globe().scalemixer.check(model=model))
+    assert "no orography" in repr(globe().drop_vars("orog").scalemixer.check(model=model))
 
 
 def test_existing_store_is_kept(model, tmp_path):

@@ -32,10 +32,42 @@ def test_saved_model_forecasts_the_same(folder):
     assert again.name == "mine" and len(again.sha256) == 64
 
 
+def test_saving_under_another_name_leaves_the_model_alone(tmp_path):
+    model = xsm.load()
+    model.save(tmp_path / "copy")
+    assert xsm.load().name == pretrained.DEFAULT
+    assert xsm.load(tmp_path / "copy").name == "copy"
+
+
 def test_shipped_models_load_and_are_listed():
     assert pretrained.DEFAULT in xsm.models()
     assert xsm.load().name == pretrained.DEFAULT
-    assert xsm.load() is xsm.load()
+
+
+def test_a_changed_handle_does_not_change_the_next_one(folder):
+    with torch.no_grad():
+        next(xsm.load(folder).network.parameters()).zero_()
+    assert next(xsm.load(folder).network.parameters()).abs().sum() > 0
+
+
+def test_only_model_folders_are_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    with pytest.raises(CheckpointError, match="not a model folder"):
+        forecaster().save(tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "precious"
+
+
+def test_model_folder_is_replaced_whole(folder):
+    forecaster(seed=1).save(folder, overwrite=True)
+    assert xsm.load(folder).weights_sha256() == forecaster(seed=1).weights_sha256() != forecaster().weights_sha256()
+    assert [f.name for f in folder.parent.iterdir()] == ["mine"]
+
+
+def test_other_folder_of_that_name_does_not_hide_a_model(tmp_path, monkeypatch):
+    (tmp_path / pretrained.DEFAULT).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert xsm.load().name == pretrained.DEFAULT
 
 
 def test_card_is_text_about_data_and_limits():

@@ -83,12 +83,12 @@ def test_global_weights_stay_after_their_stage(tree):
 
 
 def test_training_learns(tree):
-    """On a smooth world forty updates halve the error of the fresh model."""
-    stage = Stage(kind="regional", updates=40, batch=4, peak=3e-3)
-    model = xsm.train(config(stages=(stage,), check_every=40, ema=0.5), tree)
+    """On a smooth world eighty updates take a quarter off the error of the fresh model."""
+    stage = Stage(kind="regional", updates=80, batch=4, peak=5e-3)
+    model = xsm.train(config(stages=(stage,), check_every=80, ema=0.5), tree)
     fresh = xsm.train(config(stages=(Stage(kind="regional", updates=1, peak=1e-9, floor=1e-9),)), tree)
     losses = [m.about["training"][0]["validation"] for m in (model, fresh)]
-    assert losses[0] < 0.7 * losses[1], losses
+    assert losses[0] < 0.75 * losses[1], losses
 
 
 def test_missing_group_is_named(tree):
@@ -98,7 +98,9 @@ def test_missing_group_is_named(tree):
 
 def test_too_little_data(tree):
     with pytest.raises(TimeError, match="no training window fits"):
-        xsm.train(config(train=((str(START), "2020-06-01T15"),)), tree)
+        xsm.train(config(train=((str(START), "2020-06-01T20"),)), tree)
+    with pytest.raises(TimeError, match="no data in the training periods"):
+        xsm.train(config(train=(("1999-01-01", "1999-02-01"),)), tree)
 
 
 def test_nan_loss_stops(tree):
@@ -131,10 +133,8 @@ def test_row_weights_have_mean_one():
 
 def test_patches_start_where_global_cells_do():
     """1.125 degree cells in 5.625 degree cells: the box begins two rows and four columns inside one."""
-    edges = tuple(np.arange(*span, step) for span, step in (((90, -90.1), -5.625), ((0, 360.1), 5.625)))
-    inner = Grid.regular("67.5", "61.3125", "1.125", (20, 30))  # 67.5 N is the edge of a global cell: center half a cell south
-    north, west = training._nesting_offset(edges, inner, 5)
-    assert (north, west) == (
-        (67.5 - inner.latitude_bounds[0]) / 1.125 % 5,
-        round((inner.longitude_bounds[0] - 56.25) / 1.125) % 5,
-    )
+    edges = np.linspace(90, -90, 33), np.linspace(0, 360, 65)
+    inner = Grid.regular("64.6875", "61.3125", "1.125", (20, 30))  # north edge 67.5 - 2 rows, west edge 56.25 + 4 columns
+    assert training._nesting_offset(edges, inner, 5) == (2, 4)
+    flush = Grid.regular("66.9375", "56.8125", "1.125", (20, 30))
+    assert training._nesting_offset(edges, flush, 5) == (0, 0)

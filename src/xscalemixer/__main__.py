@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
     except xsm.InputError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; a forecast that was streamed goes on with --resume\n")
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

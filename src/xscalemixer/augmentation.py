@@ -20,12 +20,15 @@ class TurnAndMirror:
         self.sign = torch.where(northward, -1.0, 1.0)[:, None, None]
         self.shift = torch.where(northward, -2.0 * mean / std, 0.0)[:, None, None]  # -x, normalized
 
+        lat = torch.tensor(outer.grid.latitude)
+        self.turns, self.mirrors = outer.grid.periodic, bool(torch.allclose(lat, -lat.flip(0)))
+
     def __call__(self, states: list[Tensor], others: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """States (B, C, H, W), normalized, and fields without wind (B, F, H, W), all by one random move."""
-        if torch.rand(()) < 0.5:
+        if self.mirrors and torch.rand(()) < 0.5:
             states = [x.flip(2) * self.sign + self.shift for x in states]
             others = [x.flip(2) for x in others]
-        turn = int(torch.randint(states[0].shape[3], ()))
+        turn = int(torch.randint(states[0].shape[3], ())) if self.turns else 0
         return [x.roll(turn, 3) for x in states], [x.roll(turn, 3) for x in others]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -138,17 +137,24 @@ class Forecaster:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.modules.parameters())
 
+    def weights_sha256(self) -> str:
+        """Hash of the weights in hand, whether they were saved or not."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.modules.state_dict().items()):
+            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def static(self) -> dict[str, np.ndarray]:
         """Orography (m) and land fraction on the regional grid, shape (h, w) each."""
         orography, land = self.network.inner.statics[:2].cpu().numpy()
         return {"orog": orography * np.float32(1000.0), "lsm": land}
 
-    def save(self, path, *, overwrite: bool = False, half: bool = False) -> None:
-        """Write a folder with weights, description, card and checksums; see `xscalemixer.pretrained.save`."""
+    def save(self, path, **options) -> None:
+        """Write a folder with weights, description, card and checksums; options as in `xscalemixer.pretrained.save`."""
         from xscalemixer import pretrained
 
-        pretrained.save(self, path, overwrite=overwrite, half=half)
+        pretrained.save(self, path, **options)
 
     # -------------------------------------------------------------------------------------------------- running
 
@@ -158,7 +164,7 @@ class Forecaster:
         return self.network.inner.statics.device
 
     def to(self, device) -> Forecaster:
-        """A copy of the handle whose networks lie on another device (moved in place)."""
+        """Move the networks to a device, in place."""
         for module in (self.network, self.cold_start, self.scale_outer, self.scale_inner):
             module.to(device)
         self._limits = tuple(limit.to(device) for limit in self._limits)
@@ -255,11 +261,3 @@ class Forecaster:
         hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
         fixed = np.concatenate([np.broadcast_to(f, shape) for f in (*statics[:2], rise / 1000.0)], 1)
         return torch.cat([torch.from_numpy(np.concatenate([(guess - mean) / std, fixed], 1).astype("f4")), hour], 1)
-
-    def describe(self) -> str:
-        """Description as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    def renamed(self, name: str) -> Forecaster:
-        """The same model under another name."""
-        return dataclasses.replace(self, name=name)

@@ -17,11 +17,12 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from xscalemixer._version import __version__
-from xscalemixer.conform import conform, valid_times
+from xscalemixer.conform import conform, require_dataset, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.output import forecast_dataset
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.pretrained import load
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
@@ -91,6 +92,8 @@ def forecast(
     """
     hours = _whole_hours(hours)
     model = _model(model)
+    if to is None and (resume or overwrite):
+        raise InputError("no forecast was made", ["resume and overwrite belong to a store on disk; add to='run.zarr'"])
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
     model.to(_device(device))
@@ -120,7 +123,7 @@ def check(
     init_time=None,
     rh_phase: str | None = None,
 ) -> Report:
-    """What fits, what is converted or assumed, and what is missing for a forecast; runs no network.
+    """What fits, what is converted or assumed, and what is missing for a forecast; makes no forecast.
 
     Parameters
     ----------
@@ -219,10 +222,15 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     report = Report(f"input for {model.name!r}")
     if isinstance(ds, xr.DataTree):
         ds, regional = _branches(ds, regional, report)
-    time = _start_time(ds, regional, init_time, report) if report.ok else None
-    if time is None:
+    if not report.ok:
         return None, report
-    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver")
+    for data in (ds,) if regional is None else (ds, regional):
+        require_dataset(data)
+    time = _start_time(ds, regional, init_time, report)
+    if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
+        return None, report
+    terrain = model.network.outer.statics[0].cpu().numpy() * 1000.0
+    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver", terrain)
     inner = None
     if regional is None:
         report.assume("regional", "no analyses given; the six hours before the start were invented from the driver (cold start)")
@@ -242,17 +250,31 @@ def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset |
         report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
                      'Build it with xr.DataTree.from_dict({"/global": ds, "/regional": analyses}).')  # fmt: skip
         return None, None
+    others = sorted(set(tree.children) - {"global", "regional"})
+    if others:
+        report.error(
+            "groups", f"unknown groups {others}", "'/global' and '/regional' only", f'Drop or rename them: "/{others[0]}".'
+        )
     inside = tree["regional"].to_dataset() if "regional" in tree.children else None
     return tree["global"].to_dataset(), regional if regional is not None else inside
+
+
+def _latest(ds: xr.Dataset) -> np.datetime64 | None:
+    """Last valid time of a dataset, if it has any."""
+    times = valid_times(ds, Report(""))
+    return times.max() if times.size else None
 
 
 def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None:
     """The start: as asked, or the last time that both inputs have."""
     available = valid_times(ds, report)
     if regional is not None:
-        both = np.intersect1d(available, valid_times(regional, report))
-        if available.size and not both.size and report.ok:
-            report.error("time", "driver and regional analyses have no time in common", "both at the start", kind=TimeError)
+        analyses = valid_times(regional, report)
+        both = np.intersect1d(available, analyses)
+        if available.size and analyses.size and not both.size:
+            spans = [f"{_text(times.min())} to {_text(times.max())}" for times in (available, analyses)]
+            found = f"driver ({spans[0]}) and regional analyses ({spans[1]}) have no time in common"
+            report.error("time", found, "the driver at the start and hourly analyses up to it", kind=TimeError)
         available = both
     if not available.size or not report.ok:
         if report.ok:
@@ -274,7 +296,9 @@ def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None
     return wanted
 
 
-def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: str) -> tuple[np.ndarray | None, bool]:
+def _on_model_grid(
+    ds, branch: Branch, times, report: Report, rh_phase, what: str, terrain_of_model: np.ndarray | None = None
+) -> tuple[np.ndarray | None, bool]:
     """Fields of one branch at the given times on its grid, shape (T, C, H, W); problems go to the report.
 
     The second value tells whether the source has negative longitudes.
@@ -291,8 +315,14 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
     names = list(branch.schema.names)
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
-    moved = regrid(canonical[names], branch.grid)
+    terrain = ["orog"] if terrain_of_model is not None and "orog" in canonical else []
+    moved = regrid(canonical[names + terrain], branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
+    if terrain:
+        moved = _onto_terrain(moved, terrain_of_model)
+        report.assume(what, "t2m and sp moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
+    elif terrain_of_model is not None:
+        report.warn(what, "no orography; its surface fields are taken as if they lay on the model's terrain")
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
     if holes.any():
@@ -302,11 +332,19 @@ def _on_model_grid(ds, branch: Branch, times, report: Report, rh_phase, what: st
     return fields, west_negative
 
 
+def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
+    """Carry t2m and sp from the dataset's orography to the terrain of the model, shape (H, W), m."""
+    t2m = ds["t2m"] - LAPSE_RATE * (terrain - ds["orog"])
+    return ds.assign(t2m=t2m, sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, t2m))
+
+
 def _in_convention(grid: Grid, west_negative: bool) -> Grid:
     """The grid with longitudes as the input counts them, where that keeps them ascending."""
     lon = np.array(grid.longitude)
     if west_negative and (lon >= 180).all():
         lon = lon - 360
+    elif not west_negative and (lon < 0).all():
+        lon = lon + 360
     return Grid(grid.latitude, tuple(lon))
 
 
@@ -346,7 +384,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
-    run = {"model": model.sha256, "start": _text(start.time), "hours": hours, "input": _digest(start)}
+    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": _digest(start)}
     if resume:
         store = ForecastStore.resume(to, run)
     else:
@@ -368,7 +406,13 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
 
 
 def _model(model) -> Forecaster:
-    return model if isinstance(model, Forecaster) else load() if model is None else load(model)
+    if isinstance(model, Forecaster):
+        return model
+    if model is not None and not isinstance(model, str | PathLike):
+        raise InputError(
+            f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
+        )
+    return load() if model is None else load(model)
 
 
 def _whole_hours(hours) -> int:
@@ -386,7 +430,7 @@ def _whole_hours(hours) -> int:
             number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
         except (ValueError, TypeError):
             number = np.nan
-    if not (number >= 1 and number == round(number)):
+    if not (1 <= number < np.inf and number == round(number)):
         raise TimeError(
             "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
         )

@@ -97,7 +97,8 @@ def plot(
     panels = _panels(maps, len(leads), ax)
     for panel, lead in zip(panels, leads, strict=True):
         mesh = _draw(panel, maps.sel(lead_time=lead), style, norm, arrows)
-        panel.set_title(f"{_valid(fc, lead)} (+{lead} h)")
+        # smaller where several stand side by side: the scale of the arrows is beside the title
+        panel.set_title(f"{_valid(fc, lead)} (+{lead} h)", fontsize="medium" if several else "large")
         _draw_terrain(panel, fc)
         _dress(panel, fc)
     panels[0].figure.colorbar(mesh, ax=list(panels), extend=extend, shrink=0.9, label=style.units)

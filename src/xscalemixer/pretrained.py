@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -68,17 +69,19 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
     with _lock:
         if key not in _loaded:
             _loaded[key] = _read(folder, sums["weights.safetensors"])
-        return _loaded[key]
+        return copy.deepcopy(_loaded[key])
 
 
-def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False, half: bool = False) -> None:
+def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrite: bool = False, half: bool = False) -> None:
     """Write a model folder; complete or not at all.
 
     Parameters
     ----------
     model : Forecaster
-        Takes the name of the folder.
     path : path
+        The folder; its last part becomes the name of the saved model.
+    card : str
+        Markdown; by default it says that nobody has described the model.
     overwrite : bool
         Replace an existing folder.
     half : bool
@@ -92,25 +95,28 @@ def save(model: Forecaster, path: str | os.PathLike, *, overwrite: bool = False,
     target = Path(path)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} was not written", ["it exists; choose another name or pass overwrite=True"])
+    if target.exists() and not (target / CHECKSUMS).is_file():
+        raise CheckpointError(f"{target} was not replaced", [f"it is not a model folder (no {CHECKSUMS}); choose another name"])
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.name = target.name
         weights = {key: value.contiguous().cpu() for key, value in model.modules.state_dict().items()}
         if half:
             weights |= {key: weights[key].half() for key, _ in model.modules.named_parameters()}
         safetensors.torch.save_file(weights, draft / "weights.safetensors")
-        (draft / "model.json").write_text(json.dumps(model.to_dict(), indent=1) + "\n", encoding="utf-8")
-        (draft / "CARD.md").write_text(model.about.get("card", _plain_card(model)), encoding="utf-8")
+        (draft / "model.json").write_text(json.dumps({**model.to_dict(), "name": target.name}, indent=1) + "\n", encoding="utf-8")
+        (draft / "CARD.md").write_text(card or _plain_card(model), encoding="utf-8")
         (draft / CHECKSUMS).write_text("".join(f"{sha256(draft / name)}  {name}\n" for name in FILES), encoding="utf-8")
         draft.chmod(0o755)  # temporary folders and safetensors files are private
         (draft / "weights.safetensors").chmod(0o644)
         if target.exists():
-            shutil.rmtree(target)
-        draft.replace(target)
+            old = target.replace(draft.with_name(draft.name + "-old"))  # kept until the new one is in place
+            draft.replace(target)
+            shutil.rmtree(old)
+        else:
+            draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    model.sha256 = sha256(target / "weights.safetensors")
 
 
 def verify(folder: Path) -> dict[str, str]:
@@ -201,9 +207,9 @@ def _cache() -> Path:
 def _folder(name: str | os.PathLike) -> Path:
     """Folder of a model: an explicit path, a name in one of the roots, or a download."""
     path = Path(name)
-    if path.is_dir():
-        return path
     plain = path.name == str(name)
+    if path.is_dir() and (not plain or (path / CHECKSUMS).is_file()):
+        return path
     for root in _roots() if plain else ():
         if (root / path.name / CHECKSUMS).is_file():
             return root / path.name

@@ -53,8 +53,16 @@ def estimate_stats(series: Series, schema: Schema, periods, *, zero_mean: tuple[
     ----------
     zero_mean : tuple of str
         Channels that keep zero as zero: mean 0, and the root mean square in place of the standard deviation.
+
+    Raises
+    ------
+    TimeError
+        If the periods hold no data.
     """
     values = series.values[series.within(periods)]
+    if not len(values):
+        span = f"{series.time[0]} to {series.time[-1]}" if series.time.size else "nothing"
+        raise TimeError("no data in the training periods", [f"the data span {span}; the periods are {periods}"])
     mean = values.mean((0, 2, 3), dtype="f8")
     mean[[schema.channels.index(channel) for channel in zero_mean]] = 0.0
     std = np.sqrt(((values - mean[:, None, None].astype("f4")) ** 2).mean((0, 2, 3), dtype="f8"))

@@ -151,17 +151,23 @@ def train(config: TrainConfig, tree: xr.DataTree, *, folder: str | Path | None =
         if kept and kept.exists():
             log.info("stage %s: finished earlier, loaded %s", stage.label, kept)
             model.modules.load_state_dict(safetensors.torch.load_file(kept))
-            continue
-        history = _run_stage(stage, config, data, model)
-        model.about.setdefault("training", []).append({**asdict(stage), **history[-1]})
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            draft = kept.with_suffix(".draft")
-            safetensors.torch.save_file(model.modules.state_dict(), draft)
-            draft.replace(kept)
-            kept.with_suffix(".json").write_text(json.dumps(history, indent=1))
+            history = json.loads(kept.with_suffix(".json").read_text(encoding="utf-8"))
+        else:
+            history = _run_stage(stage, config, data, model)
+            if kept:
+                _keep(model, history, kept)
+        model.about.setdefault("training", []).append({**asdict(stage), **min(history, key=lambda record: record["validation"])})
     model.eval()
     return model
+
+
+def _keep(model: Forecaster, history: list[dict], path: Path) -> None:
+    """Write the weights after a stage; they appear under their name only when they are complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+    draft = path.with_suffix(".draft")
+    safetensors.torch.save_file(model.modules.state_dict(), draft)
+    draft.replace(path)
 
 
 @dataclass
