@@ -44,6 +44,10 @@ class DatasetAccessor:
         """See `xscalemixer.to_cfgrib`."""
         return xscalemixer.to_cfgrib(self._ds)
 
+    def to_climpred(self) -> xr.Dataset:
+        """See `xscalemixer.to_climpred`."""
+        return xscalemixer.to_climpred(self._ds)
+
 
 @xr.register_datatree_accessor("scalemixer")
 class TreeAccessor:

@@ -1,30 +1,85 @@
-"""Forecast time axes as other tools name them: exporters to two layouts, and an importer for all of them."""
+"""Forecasts in the layouts of other tools: a table of names, exporters, and an importer for all of them.
+
+WeatherBench 2 (Rasp et al. 2024, doi:10.1029/2023MS004019) has layouts for analyses and climatologies too. Its variables have
+the units of ERA5, which are those of this library's catalog, and often carry no attributes. WeatherBench-X reads the same files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from xscalemixer.conform import require_dataset
+from xscalemixer.conform.grid import to_canonical_grid
+from xscalemixer.conform.levels import pressure_levels
+from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.output import MEMBER_ATTRS, TIME_ATTRS
+from xscalemixer.report import Report
+from xscalemixer.units import UnitsError, conversion
+from xscalemixer.variables import CATALOG
 
-__all__ = ["to_cfgrib", "to_forecast", "to_weatherbench2"]
+__all__ = ["from_weatherbench2", "to_cfgrib", "to_climpred", "to_forecast", "to_weatherbench2"]
 
-# WeatherBench2 data guide and the ARCO-ERA5 names it follows; it has no name for q2m and orog in meters
-_WEATHERBENCH2 = {
-    "t2m": "2m_temperature",
-    "u10": "10m_u_component_of_wind",
-    "v10": "10m_v_component_of_wind",
-    "q2m": "2m_specific_humidity",
-    "sp": "surface_pressure",
-    "tcc": "total_cloud_cover",
-    "ssrd": "mean_surface_downward_short_wave_radiation_flux",
-    "lsm": "land_sea_mask",
-}
-# ECMWF's ssrd is an accumulation in J m-2, avg_sdswrf the mean flux
-_CFGRIB = {"q2m": "sh2", "ssrd": "avg_sdswrf"}
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """Names in one layout of this library's axes, and of the variables that are called otherwise there."""
+
+    reference_time: str
+    lead_time: str
+    member: str
+    level: str
+    variables: Mapping[str, str]
+    timedelta: bool = True  # lead times are timedelta64, else whole hours
+    valid_time: bool = True  # kept
+
+
+# The data guide of WeatherBench 2, whose names are those of ARCO-ERA5; it has none for q2m, and orography as geopotential
+_WEATHERBENCH2 = _Layout(
+    reference_time="time",
+    lead_time="prediction_timedelta",
+    member="number",
+    level="level",
+    variables={
+        "t2m": "2m_temperature",
+        "d2m": "2m_dewpoint_temperature",
+        "u10": "10m_u_component_of_wind",
+        "v10": "10m_v_component_of_wind",
+        "q2m": "2m_specific_humidity",
+        "sp": "surface_pressure",
+        "msl": "mean_sea_level_pressure",
+        "tcc": "total_cloud_cover",
+        "lcc": "low_cloud_cover",
+        "mcc": "medium_cloud_cover",
+        "hcc": "high_cloud_cover",
+        "ssrd": "mean_surface_downward_short_wave_radiation_flux",
+        "z": "geopotential",
+        "t": "temperature",
+        "u": "u_component_of_wind",
+        "v": "v_component_of_wind",
+        "q": "specific_humidity",
+        "r": "relative_humidity",
+        "lsm": "land_sea_mask",
+    },
+    valid_time=False,
+)
+_CFGRIB = _Layout(
+    reference_time="time",
+    lead_time="step",
+    member="number",
+    level="isobaricInhPa",
+    # ECMWF's ssrd is an accumulation in J m-2, avg_sdswrf the mean flux
+    variables={"q2m": "sh2", "ssrd": "avg_sdswrf"},
+)
+# climpred.constants: it computes valid_time itself
+_CLIMPRED = _Layout(
+    reference_time="init", lead_time="lead", member="member", level="level", variables={}, timedelta=False, valid_time=False
+)
+_CLIMATOLOGY = {"hour", "dayofyear"}
 
 # role -> CF standard name, then names seen in files
 _ROLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -43,47 +98,125 @@ _HOURS = {"d": 24, "day": 24, "days": 24, "h": 1, "hr": 1, "hour": 1, "hours": 1
 _HOURS |= {"s": 1 / 3600, "seconds": 1 / 3600, "ns": 1 / 3.6e12, "nanoseconds": 1 / 3.6e12}
 
 
-def to_weatherbench2(fc: xr.Dataset) -> xr.Dataset:
-    """Rename a forecast to the layout of WeatherBench2 files.
+def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
+    """Rename a forecast, an analysis or a climatology to the layout of WeatherBench 2, so that its evaluation can read it.
 
     Parameters
     ----------
-    fc : xarray.Dataset
-        Dims ``(reference_time, lead_time, [member], latitude, longitude)``.
+    ds : xarray.Dataset
+        A forecast in any layout that `to_forecast` knows, fields at valid times, or the result of `xscalemixer.climatology`;
+        variables with names and units of the catalog.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``(time, prediction_timedelta, [number], latitude, longitude)``, ``prediction_timedelta`` as timedelta64; values
-        and units unchanged (``ssrd`` is the mean flux in W m-2, not WeatherBench2's accumulation, and named so).
+        Dims ``(time, prediction_timedelta, [number], ...)`` with ``time`` as the start and ``prediction_timedelta`` as
+        timedelta64; ``(time, ...)``; or ``(hour, dayofyear, ...)``; then ``([level], latitude, longitude)`` with levels in
+        hPa, latitudes in the order they came in and longitudes ascending in 0..360. Values unchanged; variables that
+        WeatherBench 2 has no name for keep theirs (``orog`` in m is not its geopotential).
+
+    Raises
+    ------
+    SchemaError
+        If a variable has other units than WeatherBench 2, or none: its evaluation never looks at them.
+    TimeError
+        If the time axes are missing, ambiguous, or contradict each other.
     """
-    names = {"reference_time": "time", "lead_time": "prediction_timedelta", "member": "number"}
-    return _export(fc.drop_vars("valid_time", errors="ignore"), names | _WEATHERBENCH2)
+    require_dataset(ds)
+    _check_units(ds)
+    if set(ds.dims) >= _CLIMATOLOGY:
+        out = _named(ds, _WEATHERBENCH2)
+    elif _is_forecast(ds):
+        out = _export(ds, _WEATHERBENCH2)
+    else:
+        report = Report("this analysis")
+        out = _named(to_valid_time(ds, report), _WEATHERBENCH2)
+        report.raise_errors("this analysis cannot be written for WeatherBench 2")
+    return _from_greenwich(out)
 
 
-def to_cfgrib(fc: xr.Dataset) -> xr.Dataset:
+def from_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
+    """Give a forecast, an analysis or a climatology of WeatherBench 2 the names, axes and units of this library.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A file of WeatherBench 2: a forecast whose ``time`` is the start (its init-time convention), an analysis, or a
+        climatology with dims ``hour`` and ``dayofyear`` and variables with or without its suffix ``_mean``.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(reference_time, lead_time, [member], ...)``, ``(time, ...)`` or ``(hour, dayofyear, ...)``, then ``([level],
+        latitude, longitude)`` from north to south and west to east. Where a file says no units, those of its layout are
+        put on. Variables that the layout does not name are kept as they are. Lazy where ``ds`` is.
+
+    Raises
+    ------
+    SchemaError, TimeError, GridError
+        If the file is not in this layout.
+    """
+    require_dataset(ds)
+    report = Report("this dataset")
+    ds = to_canonical_grid(ds, report)
+    report.raise_errors("this cannot be read as WeatherBench 2")
+    if set(ds.dims) >= _CLIMATOLOGY:
+        means = {f"{new}_mean": old for old, new in _WEATHERBENCH2.variables.items() if f"{new}_mean" in ds and new not in ds}
+        axes, ds = ("hour", "dayofyear"), _rename(ds, means)
+    elif _WEATHERBENCH2.lead_time in ds.coords:
+        axes, ds = ("reference_time", "lead_time", "member"), to_forecast(ds)
+    elif "time" in ds.dims:
+        axes, ds = ("time",), _rename(ds, {})
+    else:
+        found = f"found dims {', '.join(map(str, ds.dims))}; needed time, time and prediction_timedelta, or hour and dayofyear"
+        raise SchemaError("this cannot be read as WeatherBench 2", [found])
+    for name in set(_WEATHERBENCH2.variables) & set(ds.data_vars):
+        row = CATALOG[name]
+        ds[name].attrs = {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} | ds[name].attrs
+    if "level" in ds.coords:
+        ds["level"].attrs = {"standard_name": "air_pressure", "units": "hPa"} | ds["level"].attrs
+    return ds.transpose(*axes, ..., "level", "latitude", "longitude", missing_dims="ignore")
+
+
+def to_cfgrib(ds: xr.Dataset) -> xr.Dataset:
     """Rename a forecast to the layout in which cfgrib opens GRIB files.
 
     Parameters
     ----------
-    fc : xarray.Dataset
-        Dims ``(reference_time, lead_time, [member], latitude, longitude)``.
+    ds : xarray.Dataset
+        In any layout that `to_forecast` knows.
 
     Returns
     -------
     xarray.Dataset
-        Dims ``([number], time, step, latitude, longitude)`` with ``valid_time(time, step)``; ``step`` as timedelta64.
+        Dims ``([number], time, step, ...)`` with ``valid_time(time, step)``; ``step`` as timedelta64, levels as
+        ``isobaricInhPa``.
     """
-    out = _export(fc, {"reference_time": "time", "lead_time": "step", "member": "number"} | _CFGRIB)
-    return out.transpose("number", "time", "step", ..., missing_dims="ignore")
+    return _export(ds, _CFGRIB).transpose("number", "time", "step", ..., missing_dims="ignore")
+
+
+def to_climpred(ds: xr.Dataset) -> xr.Dataset:
+    """Rename a forecast to the layout of climpred's ``HindcastEnsemble``.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        In any layout that `to_forecast` knows.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(init, lead, [member], ...)``; ``lead`` in whole hours.
+    """
+    return _export(ds, _CLIMPRED)
 
 
 def to_forecast(ds: xr.Dataset) -> xr.Dataset:
     """Give any forecast the axes of this library.
 
     Knows the layouts of cfgrib, CDS, WeatherBench2, earth2studio, climpred, neural-lam and this library, by CF standard
-    names first and by the names of coordinates where those are absent. Data variables keep their values; only names that
-    `to_weatherbench2` or `to_cfgrib` gave them are undone.
+    names first and by the names of coordinates where those are absent. Data variables keep their values; only the names that
+    an exporter gives them are undone.
 
     Parameters
     ----------
@@ -121,19 +254,72 @@ def to_forecast(ds: xr.Dataset) -> xr.Dataset:
     return _describe(_put_axes_first(_rename(ds, names)))
 
 
-def _export(fc: xr.Dataset, names: Mapping[str, str]) -> xr.Dataset:
-    missing = [name for name in ("reference_time", "lead_time") if name not in fc.coords]
-    if missing:
-        raise TimeError("this dataset is not a forecast", [f"it lacks {', '.join(missing)}; use to_forecast(ds) first"])
-    # xarray writes the unit of a timedelta64 itself and refuses to be told
-    attrs = {key: value for key, value in fc["lead_time"].attrs.items() if key != "units"}
-    steps = xr.Variable("lead_time", _steps(fc["lead_time"]).values, attrs)
-    heights = [name for name in fc.coords if str(name).startswith("height_")]
-    out = fc.assign_coords(lead_time=steps).drop_vars(heights)
-    out = out.rename({old: new for old, new in names.items() if old in out.variables})
-    for variable in out.variables.values():
-        variable.encoding.pop("coordinates", None)
-    return out
+def _is_forecast(ds: xr.Dataset) -> bool:
+    """True with lead times other than the single zero that GRIB analyses carry."""
+    lead = _find_axes(ds).get("lead_time")
+    return lead is not None and (ds[lead].ndim > 0 or bool(ds[lead].values.astype("int64") != 0))
+
+
+def _export(ds: xr.Dataset, layout: _Layout) -> xr.Dataset:
+    fc = to_forecast(ds)
+    fc = fc.drop_vars([name for name in fc.coords if str(name).startswith("height_")])
+    if not layout.valid_time:
+        fc = fc.drop_vars("valid_time")
+    if layout.timedelta:
+        # xarray writes the unit of a timedelta64 itself and refuses to be told
+        attrs = {key: value for key, value in fc["lead_time"].attrs.items() if key != "units"}
+        fc = fc.assign_coords(lead_time=("lead_time", _steps(fc["lead_time"]).values, attrs))
+    axes = {axis: getattr(layout, axis) for axis in ("reference_time", "lead_time", "member") if axis in fc.coords}
+    return _named(fc.rename({old: new for old, new in axes.items() if old != new}), layout)
+
+
+def _named(ds: xr.Dataset, layout: _Layout) -> xr.Dataset:
+    """Variables and the axis of pressure as the layout calls them; the caller's dataset keeps its encoding."""
+    levels = {name: pressure_levels(ds[name], Report("")) for name in ds.coords if ds[name].ndim < 2}
+    levels = {name: values for name, values in levels.items() if values is not None}
+    if len(levels) > 1:
+        raise SchemaError("these levels are ambiguous", [f"{', '.join(map(str, levels))} are all pressures; keep one"])
+    for name, values in levels.items():
+        whole = np.rint(values).astype("int64")
+        values = (whole if np.array_equal(whole, values) else values).reshape(ds[name].shape)
+        attrs = ds[name].attrs | {"units": "hPa"}
+        ds = ds.assign_coords({name: (ds[name].dims, values, attrs)})
+        ds = ds.rename({name: layout.level} if name != layout.level else {})
+    ds = ds.rename({old: new for old, new in layout.variables.items() if old in ds.data_vars})
+    for variable in ds.variables.values():
+        variable.encoding = {key: value for key, value in variable.encoding.items() if key != "coordinates"}
+    return ds
+
+
+def _check_units(ds: xr.Dataset) -> None:
+    names = [name for name in _WEATHERBENCH2.variables if name in ds.data_vars]
+    problems = [_misread(name, str(ds[name].attrs.get("units", "")), CATALOG[name].units) for name in names]
+    if any(problems):
+        raise SchemaError("WeatherBench 2 would misread these units", [problem for problem in problems if problem])
+
+
+def _misread(name: str, units: str, needed: str) -> str:
+    """What is wrong with the units of a variable; nothing if they are those of the catalog."""
+    try:
+        factor, offset = conversion(units, needed) if units.strip() else (np.nan, np.nan)
+    except UnitsError:
+        factor, offset = np.nan, np.nan
+    if (factor, offset) == (1.0, 0.0):
+        return ""
+    fix = f"type ds[{name!r}] = ({factor:g} * ds[{name!r}] + {offset:g}).assign_attrs(units={needed!r})"
+    if np.isnan(factor):
+        fix = f"if they are, type ds[{name!r}].attrs['units'] = {needed!r}"
+    return f"{name} has units {units or 'missing'!r}; needed {needed!r}; {fix}"
+
+
+def _from_greenwich(ds: xr.Dataset) -> xr.Dataset:
+    """Longitudes in 0..360, ascending, where they are an axis."""
+    if "longitude" not in ds.dims or "longitude" not in ds.coords:
+        return ds
+    turned = ds["longitude"] % 360
+    if np.array_equal(turned, ds["longitude"]) and np.all(np.diff(turned) > 0):
+        return ds
+    return ds.assign_coords(longitude=turned.assign_attrs(ds["longitude"].attrs)).sortby("longitude")
 
 
 def _find_axes(ds: xr.Dataset) -> dict[str, Hashable]:
@@ -225,8 +411,9 @@ def _check_valid(ds: xr.Dataset, start: Hashable, lead: Hashable, valid: Hashabl
 
 def _rename(ds: xr.Dataset, names: Mapping[Hashable, str]) -> xr.Dataset:
     """Give the axes our names, and variables that carry the names of an exported layout too."""
-    exported = {new: old for table in (_WEATHERBENCH2, _CFGRIB) for old, new in table.items() if new in ds and old not in ds}
-    return ds.rename({old: new for old, new in (names | exported).items() if old != new})
+    rows = [row for layout in (_WEATHERBENCH2, _CFGRIB) for row in layout.variables.items()]
+    exported = {new: old for old, new in rows if new in ds.data_vars and old not in ds.variables}
+    return ds.rename({old: new for old, new in (exported | names).items() if old != new})
 
 
 def _put_axes_first(ds: xr.Dataset) -> xr.Dataset:
