@@ -50,7 +50,7 @@ def arrays(fc, truth, grid):
     shape = (*(fc.sizes[dim] for dim in FIELDS), *grid.shape)
     mean = members.mean("member") if "member" in fc.dims else members
     target = xr.DataArray(truth["t2m"].values.reshape(shape).astype("f8"), mean.coords, mean.dims)
-    return members, mean, target, xr.DataArray(grid.area, {d: mean[d] for d in CELLS}, CELLS).broadcast_like(target)
+    return members, mean, target, xr.DataArray(grid.area, {d: mean[d] for d in CELLS}, CELLS)
 
 
 def of_each_field(fc, truth, metric):
@@ -106,7 +106,9 @@ def test_without_gaps_the_order_of_averages_does_not_matter():
     ours = xsm.score(fc, truth, metrics=["rmse"])["t2m"].sel(metric="rmse")
     kept = {"preserve_dims": ["lead_time"], "weights": area}
     np.testing.assert_allclose(ours, scores.continuous.rmse(mean, target, **kept), rtol=1e-9)
-    np.testing.assert_allclose(ours, xs.rmse(mean, target, dim=["reference_time", *CELLS], weights=area), rtol=1e-9)
+    pooled = ["reference_time", *CELLS]
+    weights = area.expand_dims(reference_time=mean["reference_time"])  # xskillscore wants all dims it averages over
+    np.testing.assert_allclose(ours, xs.rmse(mean, target, dim=pooled, weights=weights), rtol=1e-9)
 
 
 def test_cosines_are_the_same_weights_on_even_rows_only():
@@ -208,8 +210,7 @@ def weatherbench2(fc, truth, climatology, ends=(-90.0, 90.0)):
 
 def in_their_layout(grid):
     fc, truth = world(grid, gaps=False)
-    archive = xr.concat([truth, truth.assign_coords(time=truth["time"] + np.timedelta64(365, "D"))], "time")
-    normal = xsm.climatology(archive, window=3)
+    normal = xsm.climatology(world(grid, gaps=False, seed=1)[1], window=3)
     return (fc, truth, normal), tuple(xsm.to_weatherbench2(ds) for ds in (fc, truth, normal))
 
 
@@ -269,18 +270,17 @@ def test_ten_members_of_era5_against_both_libraries(shared_data):
     sc = xsm.score(fc, truth)
     ranks = rank_histogram(fc, truth)
     area = Grid(tuple(ds["latitude"].values), tuple(ds["longitude"].values)).area
-    area = xr.DataArray(area, dims=CELLS).broadcast_like(truth["z"])
-    everything = ["time", *CELLS]
+    cells = {dim: ds[dim] for dim in ("time", *CELLS)}
+    weights = xr.DataArray(np.broadcast_to(area, (4, *area.shape)), cells, tuple(cells))
     for name in ("z", "t"):
         members, target = fc[name].astype("f8"), truth[name].astype("f8")
-        weights = area.transpose(*target.dims).assign_coords(target.coords)
         kept = {"preserve_dims": ["isobaricInhPa"], "weights": weights}
         theirs = {
             "crps": [scores.probability.crps_for_ensemble(members, target, "number", **kept),
-                     xs.crps_ensemble(target, members, member_dim="number", dim=everything, weights=weights)],
+                     xs.crps_ensemble(target, members, member_dim="number", dim=list(cells), weights=weights)],
             "crps_fair": [scores.probability.crps_for_ensemble(members, target, "number", method="fair", **kept)],
             "rmse": [scores.continuous.rmse(members.mean("number"), target, **kept),
-                     xs.rmse(members.mean("number"), target, dim=everything, weights=weights)],
+                     xs.rmse(members.mean("number"), target, dim=list(cells), weights=weights)],
         }  # fmt: skip
         for metric, numbers in theirs.items():
             for number in numbers:
@@ -321,7 +321,7 @@ def test_the_form_of_the_data_does_not_matter(change, tolerance):
 @pytest.mark.parametrize("alias", [name for name in CATALOG["t2m"].aliases])
 def test_any_name_of_a_variable(alias):
     fc, truth = world(BOX, members=2)
-    bare = lambda ds: ds.assign(t2m=ds["t2m"].drop_attrs().assign_attrs(units="K")).rename(t2m=alias)
+    bare = lambda ds: ds.assign(t2m=ds["t2m"].drop_attrs(deep=False).assign_attrs(units="K")).rename(t2m=alias)
     xr.testing.assert_equal(same(bare(fc), truth), same(fc, truth))
 
 
@@ -330,11 +330,10 @@ def test_any_name_of_a_variable(alias):
 def test_relations_that_always_hold(seed, members, rows, columns):
     grid = Grid(GAUSSIAN[3 : 3 + rows], tuple(np.arange(5.0, 5.0 + columns)))
     fc, truth = world(grid, members, gaps=False, seed=seed)
-    sc = same(fc, truth, metrics=["mae", "mse", "rmse", "crps"])
+    sc = same(fc, truth, metrics=["mse", "rmse", "crps", "mae"])
+    np.testing.assert_allclose(sc.sel(metric="rmse") ** 2, sc.sel(metric="mse"), rtol=1e-12)
+    assert np.all(sc.sel(metric="mae") ** 2 <= sc.sel(metric="mse") * (1 + 1e-12)) and np.all(sc.sel(metric="crps") > 0)
     one = fc.isel(member=0, drop=True)
-    values = dict(zip(sc["metric"].values, sc.values, strict=True))
-    np.testing.assert_allclose(values["rmse"] ** 2, values["mse"], rtol=1e-12)
-    assert np.all(values["crps"] <= same(fc, truth, metrics=["mae"]).max() + 2.0 * fc["t2m"].std("member").max().item())
     single = same(fc.isel(member=[0]), truth, metrics=["crps", "mae"])
     np.testing.assert_array_equal(single.sel(metric="crps"), single.sel(metric="mae"))
     forward, back = (same(*pair, metrics=["mae"]).sel(metric="mae") for pair in ((one, truth), swapped(one, truth)))

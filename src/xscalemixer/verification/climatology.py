@@ -50,7 +50,7 @@ def climatology(ds: xr.Dataset, *, window: int = 15, variables: Iterable[str] | 
     weights, hours, days = _window_weights(archive["time"], window)
     out = xr.Dataset({name: _windowed(array, weights, hours.size, days.size) for name, array in archive.items()})
     coords = {
-        "hour": ("hour", hours, {"long_name": "hour of day (UTC)", "units": "hours"}),
+        "hour": ("hour", hours, {"long_name": "hour of day (UTC)"}),
         "dayofyear": ("dayofyear", days, {"long_name": "day of year", "units": "1"}),
         "samples": (("hour", "dayofyear"), weights.sum(axis=1).reshape(hours.size, days.size).astype("int64"), {"units": "1"}),
     }
