@@ -330,7 +330,7 @@ def _find_axes(ds: xr.Dataset) -> dict[str, Hashable]:
     TimeError, SchemaError
         If two coordinates claim one role.
     """
-    coords = {name: ds.coords[name].attrs.get("standard_name") for name in ds.coords}
+    coords = {name: _standard_name(ds[name]) for name in ds.coords}
     found = {}
     for role, (standard_name, names) in _ROLES.items():
         claims = [name for name, given in coords.items() if given == standard_name]
@@ -341,6 +341,12 @@ def _find_axes(ds: xr.Dataset) -> dict[str, Hashable]:
             raise kind("this forecast is ambiguous", [f"{problem}; drop all but one with ds.drop_vars"])
         found |= dict.fromkeys([role], *claims) if claims else {}
     return _settle_time(ds, found, coords.get("time", ""))
+
+
+def _standard_name(coordinate: xr.DataArray) -> str | None:
+    """CF standard name; not the "time" of a coordinate that is called a start, renamed from a valid time or so by its makers."""
+    given = coordinate.attrs.get("standard_name")
+    return None if given == "time" and str(coordinate.name).lower() in _ROLES["reference_time"][1] else given
 
 
 def _settle_time(ds: xr.Dataset, found: dict[str, Hashable], standard_name: str | None) -> dict[str, Hashable]:
