@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,7 +7,7 @@ import xarray as xr
 
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.layouts import to_cfgrib, to_forecast, to_weatherbench2
+from xscalemixer.layouts import from_weatherbench2, to_cfgrib, to_climpred, to_forecast, to_weatherbench2
 from xscalemixer.output import forecast_dataset
 from xscalemixer.variables import REGIONAL
 
@@ -197,9 +199,140 @@ def test_an_analysis_is_not_a_forecast(coords):
         to_forecast(layout(list(coords), coords, DATA[:, 0]))
 
 
-def test_exporters_want_our_layout():
-    with pytest.raises(TimeError, match=r"lacks reference_time, lead_time; use to_forecast"):
-        to_weatherbench2(layout(("time", "step"), {"time": STARTS, "step": STEPS}))
+@pytest.mark.parametrize("export", [to_weatherbench2, to_cfgrib, to_climpred])
+def test_exporters_take_any_layout(export):
+    other = layout(("init_time", "lead_time"), {"init_time": STARTS, "lead_time": STEPS})
+    ours = layout(("reference_time", "lead_time"), {"reference_time": STARTS, "lead_time": ("lead_time", HOURS, {"units": "h"})})
+    xr.testing.assert_identical(export(other), export(ours))
+
+
+def test_climpred_layout(fc):
+    out = to_climpred(fc)
+    assert set(out["t2m"].dims) >= {"init", "lead"} and out["lead"].dtype == "int64" and out["lead"].attrs["units"] == "hours"
+    xr.testing.assert_identical(to_forecast(out), fc.drop_vars(["height_2m", "height_10m"]))
+
+
+# WeatherBench 2 -----------------------------------------------------------------------------------------------------------
+
+
+def upper_air():
+    """An analysis on two pressure levels, west of Greenwich, with the axes of a file of the CDS."""
+    dims = ("valid_time", "pressure_level", "latitude", "longitude")
+    values = np.arange(60.0, dtype="f4").reshape(3, 2, 2, 5)
+    axes = {"valid_time": VALID[0], "pressure_level": ("pressure_level", [850.0, 500.0], {"units": "hPa"})}
+    attrs = {"units": "K", "standard_name": "air_temperature"}
+    return xr.Dataset({"t": (dims, values, attrs)}, axes | {"latitude": [50.0, 49.0], "longitude": np.arange(-2.0, 3.0)})
+
+
+def normal():
+    dims, shape = ("hour", "dayofyear", "latitude", "longitude"), (4, 3, 2, 5)
+    attrs = {"units": "K", "standard_name": "air_temperature"}
+    coords = {"hour": [0, 6, 12, 18], "dayofyear": [1, 2, 3], "latitude": [50.0, 49.0], "longitude": np.arange(5.0)}
+    return xr.Dataset({"t2m": (dims, np.arange(120.0, dtype="f4").reshape(shape), attrs)}, coords)
+
+
+DEMANDS = {  # weatherbench2/schema.py, evaluation.py and metrics.py; weatherbenchX/data_loaders/xarray_loaders.py
+    "start is time": lambda out: out["time"].dims == ("time",) and out["time"].dtype.kind == "M",
+    "lead is a coordinate": lambda out: out["prediction_timedelta"].dims == ("prediction_timedelta",),
+    "lead is a timedelta": lambda out: out["prediction_timedelta"].dtype == "m8[ns]",
+    "lead writes its own unit": lambda out: "units" not in out["prediction_timedelta"].attrs,
+    "no name that renaming would hit": lambda out: not {"init_time", "lead_time", "valid_time"} & set(out.variables),
+    "latitude is an ordered axis": lambda out: out.indexes["latitude"].is_monotonic_decreasing,
+    "longitude ascends": lambda out: out.indexes["longitude"].is_monotonic_increasing,
+    "longitude is in 0..360": lambda out: np.all((out["longitude"] >= 0) & (out["longitude"] < 360)),
+    "levels are integers in hPa": lambda out: out["level"].dtype == "int64" and set(out["level"].values) == {850, 500},
+    "names": lambda out: list(out) == ["temperature"],
+    "float32": lambda out: out["temperature"].dtype == "f4",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("demand", DEMANDS.values(), ids=DEMANDS)
+def test_demands_of_weatherbench2(demand):
+    ds = upper_air().rename(valid_time="lead_time").assign_coords(reference_time=STARTS[0])
+    assert demand(to_weatherbench2(ds.assign_coords(lead_time=("lead_time", HOURS, {"units": "hours"}))))
+
+
+def test_members_are_numbers_for_weatherbench2(fc):
+    assert ("number" in to_weatherbench2(fc).dims) == ("member" in fc.dims)
+
+
+def test_analysis_of_weatherbench2():
+    out = to_weatherbench2(upper_air())
+    assert out["temperature"].dims == ("time", "level", "latitude", "longitude")
+    np.testing.assert_array_equal(out["time"], VALID[0])
+    assert out["longitude"].values.tolist() == [0, 1, 2, 358, 359]
+    np.testing.assert_array_equal(out["temperature"].sel(longitude=358), upper_air()["t"].isel(longitude=0))
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["described", "bare"])
+def test_analysis_comes_back_from_weatherbench2(bare):
+    theirs = to_weatherbench2(upper_air())
+    theirs = theirs.drop_attrs() if bare else theirs
+    back = from_weatherbench2(theirs.transpose("time", "longitude", "latitude", "level").sortby("latitude"))
+    assert back["t"].dims == ("time", "level", "latitude", "longitude") and back["t"].attrs["units"] == "K"
+    assert back["level"].attrs["units"] == "hPa" and back["longitude"].values.tolist() == [358, 359, 360, 361, 362]
+    np.testing.assert_array_equal(back["t"], upper_air()["t"])
+
+
+@pytest.mark.parametrize("suffix", ["", "_mean"])
+def test_climatology_of_weatherbench2(suffix):
+    theirs = to_weatherbench2(normal())
+    assert theirs["2m_temperature"].dims[:2] == ("hour", "dayofyear") and theirs["hour"].dtype == "int64"
+    theirs = theirs.rename({"2m_temperature": f"2m_temperature{suffix}"}).drop_attrs()
+    back = from_weatherbench2(theirs.sortby("latitude").transpose("dayofyear", "hour", "longitude", "latitude"))
+    assert back["t2m"].attrs["units"] == "K" and back["t2m"].dims == normal()["t2m"].dims
+    np.testing.assert_array_equal(back["t2m"], normal()["t2m"])
+
+
+def test_forecast_comes_back_from_weatherbench2_without_attributes(fc):
+    back = from_weatherbench2(to_weatherbench2(fc).drop_attrs())
+    assert back["t2m"].dims == fc["t2m"].dims
+    for name in REGIONAL.names:
+        np.testing.assert_array_equal(back[name], fc[name])
+        assert back[name].attrs["units"] == fc[name].attrs["units"]
+
+
+def test_weatherbench2_keeps_what_it_has_no_name_for():
+    theirs = to_weatherbench2(upper_air()).assign(vorticity=("time", np.ones(3)))
+    assert "vorticity" in from_weatherbench2(theirs) and "units" not in from_weatherbench2(theirs)["vorticity"].attrs
+
+
+def test_units_must_be_those_of_weatherbench2():
+    celsius = upper_air().assign(t=(upper_air()["t"] - 273.15).assign_attrs(units="degC"), z=upper_air()["t"].drop_attrs())
+    with pytest.raises(
+        SchemaError, match=r"(?s)2 problems.*z has units 'missing'.*t has units 'degC'; needed 'K'; type ds\['t'\] = \(1"
+    ) as told:
+        to_weatherbench2(celsius)
+    fix = re.search(r"type (ds\['t'\] = .*)", str(told.value)).group(1).rstrip(".")
+    ds = celsius.drop_vars("z")
+    exec(fix)
+    np.testing.assert_allclose(
+        to_weatherbench2(ds)["temperature"].isel(longitude=0), upper_air()["t"].isel(longitude=2), atol=1e-4
+    )
+
+
+def test_what_is_not_of_weatherbench2():
+    with pytest.raises(
+        SchemaError, match=r"(?s)found dims latitude, longitude; needed time, time and prediction_timedelta, or hour"
+    ):
+        from_weatherbench2(upper_air().isel(valid_time=0, pressure_level=0, drop=True))
+    with pytest.raises(SchemaError, match="pressure_level, level are all pressures; keep one"):
+        to_weatherbench2(upper_air().assign_coords(level=("level", [1.0, 2.0], {"units": "hPa"})))
+
+
+def test_weatherbench2_leaves_its_input_alone_and_lazy():
+    ds = upper_air().chunk()
+    before = ds.copy(deep=True)
+    theirs = to_weatherbench2(ds)
+    kept = theirs.copy(deep=True)
+    assert from_weatherbench2(theirs)["t"].chunks is not None
+    xr.testing.assert_identical(ds, before)
+    xr.testing.assert_identical(theirs, kept)
+
+
+def test_a_start_with_the_standard_name_of_a_valid_time():
+    ds = layout(("reference_time", "lead_time"), {"reference_time": named("time", "reference_time", STARTS), "lead_time": STEPS})
+    np.testing.assert_array_equal(to_forecast(ds)["valid_time"], VALID)
 
 
 def test_a_real_grib_forecast(shared_data):
