@@ -188,6 +188,13 @@ def test_a_different_lead_at_each_start_is_no_grid():
         to_forecast(layout("init_time", coords, DATA[:, 0]))
 
 
+def test_no_start_or_lead_twice():
+    twice = xr.concat([layout(("init", "step"), {"init": STARTS, "step": STEPS})] * 2, "init")
+    with pytest.raises(TimeError, match=r"2 values of init occur again; ds = ds.drop_duplicates\('init'\)"):
+        to_forecast(twice)
+    assert to_forecast(twice.drop_duplicates("init"))["x"].shape == (2, 3)
+
+
 def test_lazy_input_stays_lazy():
     ds = layout(("time", "step"), {"time": STARTS, "step": STEPS}).chunk()
     assert to_forecast(ds)["x"].chunks is not None

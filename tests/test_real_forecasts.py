@@ -88,3 +88,15 @@ def test_hrrr_grib_against_the_next_hour(shared_data):
     area = CurvilinearGrid(hrrr["latitude"].values, hrrr["longitude"].values).area
     expected = by_hand(-hrrr["t2m"].diff("time").values, area)
     np.testing.assert_allclose(sc["t2m"].sel(metric="rmse").item(), expected, rtol=1e-6)
+
+
+def test_wrf_output_once_its_start_is_known(arome):
+    """The same fields with the axes of WRF: coordinates that repeat at every time, and no word of a start."""
+    names = {"time": "Time", "y": "south_north", "x": "west_east", "latitude": "XLAT", "longitude": "XLONG", "t2m": "T2"}
+    wrf = arome[["t2m"]].isel(time=slice(3)).rename(names)
+    repeated = {name: (("Time", *wrf[name].dims), np.stack([wrf[name].values] * 3)) for name in ("XLAT", "XLONG")}
+    wrf = wrf.drop_vars("Time").assign_coords(repeated | {"XTIME": ("Time", arome["time"].values[:3])})
+    with pytest.raises(xsm.TimeError, match="needed a start"):
+        xsm.score(wrf, arome)
+    sc = xsm.score(wrf.assign_coords(reference_time=wrf["XTIME"].values[0]), arome, variables=["t2m"])
+    assert sc["lead_time"].values.tolist() == [0, 3, 6] and np.all(sc["t2m"].sel(metric="rmse") == 0)

@@ -91,7 +91,7 @@ _ROLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "forecast_period",
         ("lead_time", "prediction_timedelta", "step", "lead", "forecast_period", "elapsed_forecast_duration", "forecast_hour"),
     ),
-    "valid_time": ("time", ("valid_time",)),
+    "valid_time": ("time", ("valid_time", "xtime")),
     "member": ("realization", ("member", "number", "ensemble", "realization", "ensemble_member")),
 }
 _HOURS = {"d": 24, "day": 24, "days": 24, "h": 1, "hr": 1, "hour": 1, "hours": 1, "min": 1 / 60, "minutes": 1 / 60}
@@ -231,7 +231,7 @@ def to_forecast(ds: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     TimeError
-        If axes are missing, ambiguous, contradict each other, or leads are not whole hours in known units.
+        If axes are missing, ambiguous or repeat themselves, contradict each other, or leads are not whole hours in known units.
     SchemaError
         If two coordinates number the members.
     """
@@ -247,6 +247,7 @@ def to_forecast(ds: xr.Dataset) -> xr.Dataset:
         problem = f"{start} has dims {ds[start].dims}, {lead} has {ds[lead].dims}; needed one dimension each"
         raise TimeError("this forecast is no grid of starts and leads", [f"{problem}; select one start with ds.isel"])
     ds = ds.assign_coords({lead: (ds[lead].dims, _whole_hours(ds[lead]))})
+    _check_once(ds, start, lead)
     if valid is not None:
         _check_valid(ds, start, lead, valid)
         ds = ds.drop_vars(valid)
@@ -406,6 +407,16 @@ def _complete(ds: xr.Dataset, found: dict[str, Hashable]) -> tuple[xr.Dataset, d
         period = ds[valid].variable - ds[start].values.ravel()[0]
         return ds.assign_coords(lead_time=period), found | {"lead_time": "lead_time"}
     return ds, found
+
+
+def _check_once(ds: xr.Dataset, *axes: Hashable) -> None:
+    repeated = {axis: ds[axis].size - np.unique(ds[axis]).size for axis in axes}
+    fix = "ds = ds.drop_duplicates({!r}), if both are the same"
+    problems = [
+        f"{count} values of {axis} occur again; {fix.format(ds[axis].dims[0])}" for axis, count in repeated.items() if count
+    ]
+    if problems:
+        raise TimeError("this forecast has something twice", problems)
 
 
 def _check_valid(ds: xr.Dataset, start: Hashable, lead: Hashable, valid: Hashable) -> None:
