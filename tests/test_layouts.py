@@ -299,6 +299,14 @@ def test_forecast_comes_back_from_weatherbench2_without_attributes(fc):
         assert back[name].attrs["units"] == fc[name].attrs["units"]
 
 
+def test_bare_files_become_forecasts_that_mlwp_data_specs_accepts(fc):
+    back = from_weatherbench2(to_weatherbench2(fc).drop_attrs())
+    rules = {"reference_time": ("forecast_reference_time", None), "lead_time": ("forecast_period", "hours")}
+    rules |= {"valid_time": ("time", None), "latitude": ("latitude", "degrees_north"), "longitude": ("longitude", "degrees_east")}
+    rules |= {"member": ("realization", "1")} if "member" in fc.dims else {}
+    assert {name: (back[name].attrs["standard_name"], back[name].attrs.get("units")) for name in rules} == rules
+
+
 def test_weatherbench2_keeps_what_it_has_no_name_for():
     theirs = to_weatherbench2(upper_air()).assign(vorticity=("time", np.ones(3)))
     assert "vorticity" in from_weatherbench2(theirs) and "units" not in from_weatherbench2(theirs)["vorticity"].attrs
