@@ -85,7 +85,7 @@ XSKILLSCORE = {
 )  # fmt: skip
 def test_same_number_for_each_field(metric, theirs, grid):
     fc, truth = world(grid)
-    np.testing.assert_allclose(of_each_field(fc, truth, metric), theirs(*arrays(fc, truth, grid)), rtol=1e-6)
+    np.testing.assert_allclose(of_each_field(fc, truth, metric), theirs(*arrays(fc, truth, grid)), rtol=1e-9)
 
 
 def test_fields_count_the_same_here_but_by_their_valid_area_when_pooled():
@@ -143,7 +143,7 @@ def test_weighted_rank_histogram():
     fc, truth = world(BOX)
     members, _, target, area = arrays(fc, truth, BOX)
     theirs = scores.probability.rank_histogram(members, target, "member", preserve_dims=["lead_time"], weights=area)
-    np.testing.assert_allclose(rank_histogram(fc, truth)["t2m"], theirs.transpose("rank", "lead_time"), rtol=1e-6)
+    np.testing.assert_allclose(rank_histogram(fc, truth)["t2m"], theirs.transpose("rank", "lead_time"), rtol=1e-9)
 
 
 def test_brier_score_is_not_fair_unless_asked():
@@ -151,14 +151,14 @@ def test_brier_score_is_not_fair_unless_asked():
     members, _, target, area = arrays(fc, truth, BOX)
     plain = brier(fc, truth, "t2m", [279.0, 283.0])
     event = xs.threshold_brier_score(target, members, [279.0, 283.0], dim=["reference_time", *CELLS], weights=area)
-    np.testing.assert_allclose(plain, event.transpose("threshold", "lead_time"), rtol=1e-6)
+    np.testing.assert_allclose(plain, event.transpose("threshold", "lead_time"), rtol=1e-9)
     kept = {"preserve_dims": ["lead_time"], "weights": area}
     default = scores.probability.brier_score_for_ensemble(members, target, "member", [279.0, 283.0], **kept)
     default = default.transpose("threshold", "lead_time")
-    np.testing.assert_allclose(brier(fc, truth, "t2m", [279.0, 283.0], fair=True), default, rtol=1e-6)
+    np.testing.assert_allclose(brier(fc, truth, "t2m", [279.0, 283.0], fair=True), default, rtol=1e-9)
     share = (members >= xr.DataArray([279.0, 283.0], dims="threshold")).mean("member")
     correction = (share * (1 - share) / (5 - 1)).weighted(area).mean(["reference_time", *CELLS])
-    np.testing.assert_allclose(plain - default, correction.transpose("threshold", "lead_time"), rtol=1e-6)
+    np.testing.assert_allclose(plain - default, correction.transpose("threshold", "lead_time"), rtol=1e-9)
 
 
 @pytest.mark.parametrize("window", [1, 3, 5])
@@ -169,7 +169,7 @@ def test_fractions_skill_score(window):
     theirs = scores.spatial.fss_2d(
         mean, target, event_threshold=282.0, window_size=(window, window), spatial_dims=CELLS, preserve_dims=["lead_time"]
     )
-    np.testing.assert_allclose(fss(fc, truth, "t2m", 282.0, window).squeeze("window"), theirs, rtol=1e-6)
+    np.testing.assert_allclose(fss(fc, truth, "t2m", 282.0, window).squeeze("window"), theirs, rtol=1e-9)
 
 
 # WeatherBench 2: Rasp et al. 2024, doi:10.1029/2023MS004019, appendix A; weatherbench2/metrics.py
@@ -220,7 +220,7 @@ def test_numbers_of_weatherbench2(grid):
     expected = weatherbench2(*theirs)
     sc = xsm.score(*ours[:2], climatology=ours[2], metrics=list(expected))["t2m"]
     for metric, numbers in expected.items():
-        np.testing.assert_allclose(sc.sel(metric=metric), numbers, rtol=1e-6, err_msg=metric)
+        np.testing.assert_allclose(sc.sel(metric=metric), numbers, rtol=1e-9, err_msg=metric)
 
 
 def test_numbers_of_weatherbench_x_on_a_box():
@@ -230,7 +230,7 @@ def test_numbers_of_weatherbench_x_on_a_box():
     expected = weatherbench2(*theirs, ends=(1.5 * rows[0] - rows[1] / 2, 1.5 * rows[-1] - rows[-2] / 2))
     sc = xsm.score(*ours[:2], climatology=ours[2], metrics=list(expected))["t2m"]
     for metric, numbers in expected.items():
-        np.testing.assert_allclose(sc.sel(metric=metric), numbers, rtol=1e-6, err_msg=metric)
+        np.testing.assert_allclose(sc.sel(metric=metric), numbers, rtol=1e-9, err_msg=metric)
 
 
 def test_weatherbench2_stretches_the_outer_rows_of_a_box_to_the_poles():
@@ -242,7 +242,7 @@ def test_weatherbench2_stretches_the_outer_rows_of_a_box_to_the_poles():
     theirs = weatherbench2(xsm.to_weatherbench2(fc), xsm.to_weatherbench2(truth), in_their_layout(BOX)[1][2])
     north, south = np.sin(np.deg2rad(BOX.latitude_bounds[[0, -1]]))
     ours = xsm.score(fc, truth, metrics=["mae"])["t2m"].sel(metric="mae")
-    np.testing.assert_allclose(theirs["mae"], ours * (north - south) / 2, rtol=1e-6)
+    np.testing.assert_allclose(theirs["mae"], ours * (north - south) / 2, rtol=1e-9)
 
 
 @pytest.mark.parametrize("store", ["netcdf", "zarr"])
@@ -287,10 +287,10 @@ def test_ten_members_of_era5_against_both_libraries(shared_data):
         for metric, numbers in theirs.items():
             for number in numbers:
                 ours = sc[name].sel(metric=metric).squeeze("lead_time")
-                np.testing.assert_allclose(ours, number.sortby("isobaricInhPa"), rtol=1e-6)
+                np.testing.assert_allclose(ours, number.sortby("isobaricInhPa"), rtol=1e-9)
         spread = np.sqrt(members.var("number", ddof=1).weighted(weights).mean(list(cells)))
         expected = (np.sqrt(10 / 9) * spread / theirs["rmse"][0]).sortby("isobaricInhPa")
-        np.testing.assert_allclose(sc[name].sel(metric="spread_skill").squeeze("lead_time"), expected, rtol=1e-6)
+        np.testing.assert_allclose(sc[name].sel(metric="spread_skill").squeeze("lead_time"), expected, rtol=1e-9)
         histogram = scores.probability.rank_histogram(members, target, "number", **kept).sortby("isobaricInhPa")
         np.testing.assert_allclose(ranks[name].squeeze("lead_time"), histogram.transpose("rank", ...), atol=1e-6)
 
