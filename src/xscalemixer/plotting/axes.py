@@ -53,11 +53,15 @@ def fields(ds: xr.Dataset, variables: str | Iterable[str] | None, dim: str) -> l
     if absent or not wanted:
         asked = f"asked for {', '.join(absent)}; " if absent else ""
         raise SchemaError("nothing to draw", [f"{asked}this dataset has {', '.join(there) or f'no variable with a dim {dim!r}'}"])
-    return [
-        (name, array)
-        for name in wanted
-        for array in ([ds[name].sel(level=level) for level in ds["level"].values] if "level" in ds[name].dims else [ds[name]])
-    ]
+    return [(name, array) for name in wanted for array in _at_levels(ds[name])]
+
+
+def _at_levels(array: xr.DataArray) -> list[xr.DataArray]:
+    """The array at each level that holds anything: variables of one dataset may have different ones."""
+    if "level" not in array.dims:
+        return [array]
+    array = array.compute()
+    return [array.sel(level=level) for level in array.dropna("level", how="all")["level"].values]
 
 
 def panels(number: int, size: tuple[float, float], ax: Axes | None = None, columns: int = 3, **keywords) -> np.ndarray:
@@ -74,10 +78,11 @@ def panels(number: int, size: tuple[float, float], ax: Axes | None = None, colum
         if number != 1:
             raise InputError(f"{number} panels do not fit one ax", ["choose one variable, level and model, or leave out ax"])
         return np.array([ax])
-    columns = 2 if number == 4 and columns > 2 else min(number, columns)
+    columns = {4: min(columns, 2), 7: columns + 1, 8: columns + 1}.get(number, min(number, columns)) if columns > 1 else 1
     rows = -(-number // columns)
     shape = (size[0] * columns, size[1] * rows + 0.7)
     figure, axes = plt.subplots(rows, columns, figsize=shape, layout="constrained", squeeze=False, **keywords)
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     for spare in axes.flat[number:]:
         figure.delaxes(spare)
     return axes.ravel()[:number]

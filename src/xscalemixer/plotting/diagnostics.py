@@ -10,14 +10,14 @@ import xarray as xr
 
 from xscalemixer.errors import SchemaError
 from xscalemixer.plotting.axes import choose_leads, fields, panels, ranges
-from xscalemixer.plotting.styles import COLORS, field_label, squared, style_of
+from xscalemixer.plotting.styles import COLORS, STYLES, Style, field_label, squared, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["plot_quantiles", "plot_ranks", "plot_reliability", "plot_spectrum"]
 
-_NAMED = (0.01, 0.5, 0.99)  # quantiles with a name in the picture
+_NAMED = {0.01: "1 %", 0.5: "median", 0.99: "99 %"}
 
 
 def plot_reliability(ds: xr.Dataset, lead_time: int | Iterable[int] | None = None) -> np.ndarray:
@@ -48,31 +48,28 @@ def plot_reliability(ds: xr.Dataset, lead_time: int | Iterable[int] | None = Non
         raise SchemaError(
             "one diagram shows one level", [f"found {ds['level'].values.tolist()} hPa. Select with .sel(level=...)"]
         )
-    ds = ds.squeeze("level", drop=True) if "level" in ds.dims else ds
+    ds = ds.squeeze("level") if "level" in ds.dims else ds
     ds, leads = _of_leads(ds, lead_time)
-    count = ds["count"].sum("lead_time")
-    mean = lambda name: (ds[name] * ds["count"]).sum("lead_time") / count.where(count > 0)
-    probability, observed = mean("forecast_probability"), mean("observed_frequency")
-    climate = (observed * count).sum("probability") / count.sum("probability")
-    keywords = {"height_ratios": [3, 1], "figsize": (5.6, 7.2), "layout": "constrained", "sharex": True}
+    probability, observed, count, climate = _pooled(ds)
+    keywords = {"height_ratios": [3, 1], "figsize": (5.4, 7.4), "layout": "constrained", "sharex": True}
     figure, axes = plt.subplots(2, 1, **keywords)
     axes[0].plot([0, 1], [0, 1], "--", color="0.5", linewidth=1, label="perfectly reliable")
-    width = 1 / ds.sizes["probability"] / ds.sizes["threshold"]
+    number = ds.sizes["threshold"]
+    width = 1 / ds.sizes["probability"] / number
     for i, level in enumerate(ds["threshold"].values):
-        color = COLORS[i % len(COLORS)]
-        picked = {"threshold": level}
+        color, picked = COLORS[i % len(COLORS)], {"threshold": level}
         line = probability.sel(picked), observed.sel(picked)
         axes[0].plot(*line, "o-", color=color, markersize=4, label=_event(ds, level))
         axes[0].axhline(float(climate.sel(picked)), color=color, linestyle=":", linewidth=1)
-        places = ds["probability"] + (i - (ds.sizes["threshold"] - 1) / 2) * width
+        places = ds["probability"] + (i - (number - 1) / 2) * width
         axes[1].bar(places, count.sel(picked), width * 0.9, color=color)
     axes[0].plot([], [], ":", color="0.3", linewidth=1, label="observed on average")
-    axes[0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", ylabel="observed relative frequency [1]")
+    axes[0].set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed relative frequency [1]")
     axes[0].legend(fontsize="small", loc="upper left")
-    axes[1].set(xlabel="forecast probability [1]", ylabel="number of cases", yscale="log")
+    axes[1].set(xlabel="forecast probability [1]", ylabel="cases in each bin", yscale="log")
     for panel in axes:
         panel.grid(alpha=0.3)
-    name = style_of(ds.attrs["variable"], {}).label if "variable" in ds.attrs else ""
+    name = field_label(str(ds["variable"].item()), count)
     figure.suptitle(f"Reliability of {name}, {leads}\n{ds.attrs.get('sample', '')}", fontsize="medium")
     return axes
 
@@ -108,6 +105,8 @@ def plot_ranks(
     SchemaError, TimeError
         If there is no such variable or lead time.
     """
+    from matplotlib.ticker import MaxNLocator
+
     ds, leads = _of_leads(ds, lead_time)
     chosen = fields(ds, variables, "rank")
     axes = panels(len(chosen), (3.6, 2.8), ax)
@@ -117,9 +116,9 @@ def plot_ranks(
         panel.axhline(1 / number, color=COLORS[1], linestyle="--", label="reliable")
         panel.set(xlabel=f"rank of the truth among {number - 1} members", ylabel="relative frequency [1]")
         panel.set_title(field_label(name, array), fontsize="medium")
-        panel.set_xticks(*[np.unique(np.linspace(1, number, min(number, 11)).round().astype(int))] * 1)
+        panel.xaxis.set_major_locator(MaxNLocator(11, integer=True))
         panel.set_xlim(0.4, number + 0.6)
-    axes[0].legend(fontsize="small", loc="lower center")
+    axes[0].legend(fontsize="small")
     return _finished(axes, variables, ax, f"Rank histogram, {leads}\n{ds.attrs.get('sample', '')}")
 
 
@@ -160,17 +159,18 @@ def plot_quantiles(
         style = style_of(name, array.attrs)
         values = array.sel(lead_time=leads) * style.scale + style.offset
         truth, forecast = values.sel(source="truth"), values.sel(source="forecast")
-        panel.axline((float(truth.mean()),) * 2, slope=1, color="0.5", linestyle="--", linewidth=1)
+        ends = _ends(values)
+        panel.plot(ends, ends, "--", color="0.5", linewidth=1)
         for i, lead in enumerate(leads):
             line = truth.sel(lead_time=lead), forecast.sel(lead_time=lead)
             panel.plot(*line, "o-", color=COLORS[i % len(COLORS)], markersize=3.5, linewidth=1, label=f"+{lead} h")
         _name_quantiles(panel, truth.sel(lead_time=leads[0]), forecast.sel(lead_time=leads[0]))
-        panel.set(xlabel=f"truth [{style.units}]", ylabel=f"forecast [{style.units}]")
+        panel.set(xlabel=f"truth [{style.units}]", ylabel=f"forecast [{style.units}]", xlim=ends, ylim=ends, aspect="equal")
         panel.set_title(field_label(name, array), fontsize="medium")
         panel.grid(alpha=0.3)
     axes[0].legend(fontsize="small", loc="upper left")
-    ends = ds["quantile"].values
-    span = f"{100 * ends.min():g} % to {100 * ends.max():g} %"
+    wanted = ds["quantile"].values
+    span = f"{100 * wanted.min():g} % to {100 * wanted.max():g} %"
     return _finished(axes, variables, ax, f"Quantiles from {span}\n{ds.attrs.get('sample', '')}")
 
 
@@ -205,27 +205,36 @@ def plot_spectrum(
         If there is no such variable or lead time.
     """
     spectra = {"": ds} if isinstance(ds, xr.Dataset) else dict(ds)
-    parts = [fields(one, variables, "wavenumber") for one in spectra.values()]
-    chosen = parts[0]
+    parts = {label: fields(_complete(one), variables, "wavenumber") for label, one in spectra.items()}
+    chosen = next(iter(parts.values()))
     axes = panels(len(chosen), (4.2, 3.6), ax)
-    for i, panel in enumerate(axes):
-        name, array = chosen[i]
-        lines = [line for label, part in zip(spectra, parts, strict=True) for line in _lines(label, part, name, array, lead_time)]
-        style = style_of(name, {**array.attrs, "units": array.attrs.get("units", "").removesuffix("2").strip("()")})
+    numbers = set()
+    for panel, (name, array) in zip(axes, chosen, strict=True):
+        style = STYLES.get(name, Style(label=name, units=array.attrs.get("units", "no units")))
+        lines = [line for label, part in parts.items() for line in _lines(label, part, name, array, lead_time)]
         for number, (label, line) in enumerate(lines):
-            power = line.mean([dim for dim in line.dims if dim != "wavenumber"]) * style.scale**2
+            pooled = [dim for dim in line.dims if dim != "wavenumber"]
+            power = line.mean(pooled) * style.scale**2
+            numbers.add(line.size // power.size)
             panel.loglog(line["wavenumber"], power, color=COLORS[number % len(COLORS)], linewidth=1.5, label=label or None)
-        units = "K" if style.offset else style.units
-        panel.set(xlabel="wavenumber [km$^{-1}$]", ylabel=f"variance in each ring [{squared(units)}]")
+        units = squared(style.difference_units) if name in STYLES else style.units
+        panel.set(xlabel="wavenumber [km$^{-1}$]", ylabel=f"variance in each ring [{units}]")
         _add_wavelengths(panel)
-        panel.set_title(style.label if "level" not in array.coords else field_label(name, array), fontsize="medium")
+        panel.set_title(field_label(name, array) if name in STYLES else name, fontsize="medium")
         panel.grid(alpha=0.3, which="both", linewidth=0.4)
     if axes[0].get_legend_handles_labels()[1]:
         axes[0].legend(fontsize="small", loc="lower left")
-    samples = {label: int(np.prod([size for dim, size in part[0][1].sizes.items() if dim != "wavenumber"]))
-               for label, part in zip(spectra, parts, strict=True)}  # fmt: skip
-    counts = ", ".join(f"{number} {label} fields".replace("  ", " ") for label, number in samples.items())
-    return _finished(axes, variables, ax, f"Variance by scale, mean of {counts}")
+    return _finished(axes, variables, ax, f"Variance by scale, mean of {_many(sorted(numbers))}")
+
+
+def _complete(ds: xr.Dataset) -> xr.Dataset:
+    """Without the corners of the spectrum, where rings hold waves of some directions only and variance seems to drop."""
+    return ds.isel(wavenumber=ds["complete"].values) if "complete" in ds.coords else ds
+
+
+def _many(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"{first} field{'s' * (first > 1)}" if first == last else f"{first} to {last} fields"
 
 
 def _lines(label: str, part, name: str, like: xr.DataArray, lead_time) -> list[tuple[str, xr.DataArray]]:
@@ -256,17 +265,41 @@ def _of_leads(ds: xr.Dataset, lead_time) -> tuple[xr.Dataset, str]:
     return ds.sel(lead_time=leads), f"lead time {ranges(leads)} h"
 
 
+def _pooled(ds: xr.Dataset) -> tuple[xr.DataArray, ...]:
+    """Cases of all lead times together: probability, observed frequency and count of each bin, and the overall frequency."""
+    count = ds["count"].sum("lead_time")
+    probability, observed = (
+        (ds[name] * ds["count"]).sum("lead_time") / count.where(count > 0)
+        for name in ("forecast_probability", "observed_frequency")
+    )
+    return probability, observed, count, (observed * count).sum("probability") / count.sum("probability")
+
+
 def _event(ds: xr.Dataset, level: float) -> str:
-    name = ds.attrs.get("variable", "")
-    style = style_of(name, {"units": ds["threshold"].attrs.get("units", "")})
-    return f"at or above {level * style.scale + style.offset:.4g} {style.units}"
+    style = style_of(str(ds["variable"].item()), ds["threshold"].attrs)
+    return f"≥ {level * style.scale + style.offset:.4g} {style.units}".replace("-", "−")
+
+
+def _ends(values: xr.DataArray) -> tuple[float, float]:
+    """Common limits of both axes, with a margin."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.08 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _name_quantiles(panel: Axes, truth: xr.DataArray, forecast: xr.DataArray) -> None:
-    for quantile in set(_NAMED) & set(truth["quantile"].values.tolist()):
-        place = float(truth.sel(quantile=quantile)), float(forecast.sel(quantile=quantile))
-        words = "median" if quantile == 0.5 else f"{100 * quantile:g} %"
-        panel.annotate(words, place, (6, -9), textcoords="offset points", fontsize="x-small", color="0.3")
+    """Write the names of some quantiles beside the line, unless one with a name is too near."""
+    low, high = panel.get_xlim()
+    named = []
+    for quantile, words in _NAMED.items():
+        there = bool((truth["quantile"] == quantile).any())
+        place = (float(truth.sel(quantile=quantile)), float(forecast.sel(quantile=quantile))) if there else (np.nan, np.nan)
+        if not np.isfinite(place).all() or any(np.hypot(*np.subtract(place, other)) < 0.15 * (high - low) for other in named):
+            continue
+        named.append(place)
+        upper = place[0] > (low + high) / 2
+        offset, side = ((-8, 3), "right") if upper else ((8, -8), "left")
+        panel.annotate(words, place, offset, textcoords="offset points", ha=side, fontsize="x-small", color="0.3")
 
 
 def _finished(axes: np.ndarray, variables, ax: Axes | None, heading: str) -> Axes | np.ndarray:

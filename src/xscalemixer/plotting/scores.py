@@ -15,6 +15,7 @@ from xscalemixer.plotting.styles import (
     COLORS,
     Shown,
     field_label,
+    is_relative,
     metric_label,
     reference_of,
     score_shown,
@@ -44,7 +45,7 @@ def plot_curves(
 ) -> Axes | np.ndarray:
     """Draw scores against lead time: a panel for each variable and level, a line for each model.
 
-    Where the scores were made with ``skill_against``, a dot on an error metric marks lead times at which the 95 % interval of
+    Where the scores were made with ``skill_against``, a dot on an error metric or its skill marks lead times at which the 95 % interval of
     the difference to that model excludes zero, and ``metric="rmse_difference"`` shows the interval itself.
 
     Parameters
@@ -130,7 +131,8 @@ def plot_scorecard(
         edges = {"edgecolors": "white", "linewidth": 0.3}
         mesh = panel.pcolormesh(np.stack(skill), cmap="RdBu", norm=norm, **edges)
         rows, columns = np.nonzero(np.stack(sure))
-        panel.scatter(columns + 0.5, rows + 0.5, s=7, color="black", linewidths=0)
+        # a white rim keeps dots visible on dark cells
+        panel.scatter(columns + 0.5, rows + 0.5, s=9, color="black", edgecolors="white", linewidths=0.4)
         panel.set_yticks(np.arange(len(chosen)) + 0.5, [field_label(name, array) for name, array in chosen])
         panel.invert_yaxis()
         panel.tick_params(length=0)
@@ -193,7 +195,7 @@ def plot_score_maps(
     if "lead_time" in array.dims:
         there = array["lead_time"].values.tolist()
         array = array.sel(lead_time=choose_leads(lead_time, there, there[-1:]))
-    if reference is not None and metric.endswith(("_skill", "_difference")):
+    if reference is not None and is_relative(metric):
         array = array.drop_sel(model=reference)
     place = next((dims for dims in _PLACES if dims <= set(first.dims)), None)
     if place is None:
@@ -263,32 +265,42 @@ def _significant(array: xr.DataArray, metric: str) -> xr.DataArray:
     return (low > 0) | (high < 0)
 
 
+def _compared(array: xr.DataArray, metric: str) -> list[str]:
+    """Models with something to show: a skill or difference of the reference to itself says nothing."""
+    models = array["model"].values.tolist() if "model" in array.dims else []
+    return [model for model in models if model != reference_of(array)] if is_relative(metric) else models
+
+
+def _color(array: xr.DataArray, model: str | None) -> str:
+    return COLORS[array["model"].values.tolist().index(model) % len(COLORS) if model is not None else 0]
+
+
 def _draw_curves(panel: Axes, array: xr.DataArray, metric: str, scale: float, dashes: str, several: bool) -> None:
     leads = array["lead_time"].values
-    models = array["model"].values.tolist() if "model" in array.dims else [None]
+    models = _compared(array, metric) or [None]
     marker = "o" if len(leads) == 1 else None
-    for number, model in enumerate(models):
+    for model in models:
         one = array if model is None else array.sel(model=model)
-        color = COLORS[number % len(COLORS)]
+        color = _color(array, model)
         values = scale * one.sel(metric=metric)
         label = None if several else model
         panel.plot(leads, values, dashes, color=color, linewidth=1.6, label=label, marker=marker)
         bounds = [f"{metric}_{side}" for side in ("low", "high")]
         if set(bounds) <= set(one["metric"].values.tolist()):
             panel.fill_between(leads, *(scale * one.sel(metric=bound) for bound in bounds), color=color, alpha=0.2, linewidth=0)
-        sure = _significant(one, metric).values
+        sure = _significant(one, metric.removesuffix("_skill")).values
         if sure.any():
             panel.plot(leads[sure], values.values[sure], "o", color=color, markersize=4, gid="significant")
 
 
 def _dress_curves(panel: Axes, array: xr.DataArray, metrics: list[str], shown: Shown) -> None:
     dress_leads(panel, array["lead_time"].values)
-    label = metric_label(metrics[0], "reference") if len(metrics) == 1 else "score"
+    label = metric_label(metrics[0]) if len(metrics) == 1 else "score"
     panel.set_ylabel(f"{label} [{shown.units}]", fontsize="small")
     panel.grid(alpha=0.3)
     if all(metric in _ZERO_BASED for metric in metrics):
         panel.set_ylim(bottom=0)
-    elif any(metric in _SIGNED or metric.endswith(("_skill", "_difference")) for metric in metrics):
+    elif any(metric in _SIGNED or is_relative(metric) for metric in metrics):
         panel.axhline(0, color="0.4", linewidth=0.8)
 
 
@@ -296,8 +308,8 @@ def _draw_legend(axes: np.ndarray, array: xr.DataArray, metrics: list[str], ax: 
     """One legend for all panels: models by color, metrics by dashes, and what the dots mean."""
     from matplotlib.lines import Line2D
 
-    models = array["model"].values.tolist() if "model" in array.dims else []
-    handles = [Line2D([], [], color=COLORS[i % len(COLORS)], label=str(model)) for i, model in enumerate(models)]
+    models = _compared(array, metrics[0])
+    handles = [Line2D([], [], color=_color(array, model), label=str(model)) for model in models]
     if len(metrics) > 1:
         handles += [
             Line2D([], [], color="0.3", linestyle=d, label=metric_label(m)) for m, d in zip(metrics, _DASHES, strict=False)
@@ -309,18 +321,21 @@ def _draw_legend(axes: np.ndarray, array: xr.DataArray, metrics: list[str], ax: 
     if metrics[0].endswith("_difference") and f"{metrics[0]}_low" in array["metric"]:
         handles.append(Line2D([], [], color="0.3", alpha=0.2, linewidth=8, label="95 % interval"))
     if handles and ax is None:
-        axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+        figure = axes[0].figure
+        longest = 0.09 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches
+        columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     elif handles:
         ax.legend(handles=handles, fontsize="small")
 
 
 def _heading(text: str, sc: xr.Dataset) -> str:
     """What is drawn, of how many fields, and where."""
-    parts = [text]
+    parts = [text[:1].upper() + text[1:]]
     if "count" in sc["metric"].values:
         count = sc.sel(metric="count").to_dataarray()
         low, high = int(count.min()), int(count.max())
-        parts.append(f"n = {low}" if low == high else f"n = {low}..{high}")
+        parts.append(f"n = {low} fields" if low == high else f"n = {low}..{high} fields")
     if sc.attrs.get("region", "all") != "all":
         parts.append(f"region {sc.attrs['region']}")
     return ", ".join(parts)
@@ -343,15 +358,15 @@ def _scale(maps: xr.DataArray, metric: str, limits: tuple[float, float] | None):
     from matplotlib.ticker import MaxNLocator
 
     values = maps.values[np.isfinite(maps.values)]
-    better_is_more = metric.endswith("_skill") and metric != "spread_skill"
-    signed = better_is_more or metric.endswith("_difference") or metric == "bias"
+    better_is_more = is_relative(metric) and metric.endswith("_skill")
+    signed = is_relative(metric) or metric == "bias"
     if limits is None:
         low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0, 1)
         limits = (-max(-low, high), max(-low, high)) if signed else (0 if metric in _ZERO_BASED else low, high)
     levels = MaxNLocator(14, steps=[1, 2, 2.5, 5, 10], symmetric=signed).tick_values(*limits)
     ends = values.size and values.min() < levels[0], values.size and values.max() > levels[-1]
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(tuple(map(bool, ends)), "neither")
-    colors = ("RdBu" if better_is_more else "RdBu_r") if signed else "viridis"
+    colors = ("RdBu" if better_is_more else "RdBu_r") if signed else ("YlOrRd" if metric in _ZERO_BASED else "YlGnBu")
     return BoundaryNorm(levels, 256, extend=extend), colors, extend
 
 

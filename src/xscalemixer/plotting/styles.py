@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 import xarray as xr
 
-__all__ = ["COLORS", "STYLES", "Shown", "Style", "field_label", "metric_label", "reference_of", "score_shown", "style_of"]
+__all__ = [
+    "COLORS",
+    "STYLES",
+    "Shown",
+    "Style",
+    "field_label",
+    "is_relative",
+    "metric_label",
+    "reference_of",
+    "score_shown",
+    "style_of",
+]
 
 _GRAVITY = 9.80665  # m s-2, standard gravity
 
@@ -26,6 +37,11 @@ class Style:
     offset: float = 0.0
     lower: float | None = None
     upper: float | None = None
+
+    @property
+    def difference_units(self) -> str:
+        """Units of a difference of two values: kelvins for temperatures."""
+        return "K" if self.offset else self.units
 
 
 _SPEED = "m s$^{-1}$"
@@ -57,8 +73,8 @@ STYLES: Mapping[str, Style] = {
 
 _METRICS = {
     "bias": "bias",
-    "mae": "mean absolute error",
-    "mse": "mean square error",
+    "mae": "MAE",
+    "mse": "MSE",
     "rmse": "RMSE",
     "correlation": "correlation",
     "acc": "anomaly correlation",
@@ -91,13 +107,17 @@ def field_label(name: str, array: xr.DataArray) -> str:
 
 
 def metric_label(metric: str, reference: str | None = None) -> str:
-    """Such as "RMSE", or "RMSE skill against persistence"."""
-    if metric in _METRICS:
-        return _METRICS[metric]
-    for suffix, words in (("_skill", "skill against"), ("_difference", "minus that of")):
-        if metric.endswith(suffix):
-            return f"{metric_label(metric.removesuffix(suffix))} {words} {reference or 'the reference'}"
-    return metric.replace("_", " ")
+    """Such as "RMSE", "RMSE skill", or with a reference "RMSE skill against persistence"."""
+    if not is_relative(metric):
+        return _METRICS.get(metric, metric.replace("_", " "))
+    base, kind = metric.rsplit("_", 1)
+    words = kind if reference is None else {"skill": "skill against", "difference": "minus that of"}[kind] + f" {reference}"
+    return f"{metric_label(base)} {words}"
+
+
+def is_relative(metric: str) -> bool:
+    """Whether a metric compares with a reference model."""
+    return metric.endswith(("_skill", "_difference")) and metric != "spread_skill"
 
 
 def score_shown(metric: str, name: str, array: xr.DataArray) -> Shown:
@@ -110,17 +130,14 @@ def score_shown(metric: str, name: str, array: xr.DataArray) -> Shown:
     array : DataArray
         Scores of the variable, with the coordinate ``dimensionless(metric)``.
     """
-    if metric == "spread_skill":
-        return Shown("1", 1.0)
-    if metric.endswith("_skill"):
+    if is_relative(metric) and metric.endswith("_skill"):
         return Shown("%", 100.0)
     if bool(array["dimensionless"].sel(metric=metric)):
         return Shown("1", 1.0)
     style = style_of(name, array.attrs)
-    units = "K" if style.offset else style.units
     if metric.startswith("mse"):
-        return Shown(squared(units), style.scale**2)
-    return Shown(units, style.scale)
+        return Shown(squared(style.difference_units), style.scale**2)
+    return Shown(style.difference_units, style.scale)
 
 
 def squared(units: str) -> str:

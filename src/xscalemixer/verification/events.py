@@ -118,7 +118,7 @@ def reliability(
         ``forecast_probability`` and ``observed_frequency``, means over the cases of a bin (NaN where it is empty), and
         ``count``, its number of cases, all with dims ``(threshold, lead_time, [level], probability)`` and units 1. A case is
         one cell of one field and counts with the area of the cell relative to the mean cell. ``probability`` is the center of
-        the bin.
+        the bin, ``variable`` the name.
 
     References
     ----------
@@ -157,7 +157,7 @@ def reliability(
     }
     for name, long_name in names.items():
         out[name].attrs = {"long_name": long_name, "units": "1"}
-    out = described(out, "reliability", one, report).assign_attrs(variable=variable)
+    out = described(out.assign_coords(variable=variable), "reliability", one, report)
     return out.transpose("threshold", "lead_time", ..., "probability")
 
 

@@ -32,7 +32,8 @@ def power_spectrum(ds: xr.Dataset) -> xr.Dataset:
     -------
     Dataset
         Each horizontal variable with dims ``(..., wavenumber)``, in its units squared; lazy where ``ds`` is. ``wavenumber``
-        in km-1 (centers of the rings) and ``wavelength`` in km.
+        in km-1 (centers of the rings) and ``wavelength`` in km. ``complete`` says which rings hold waves of all directions:
+        those up to the shortest wave that both axes of the grid resolve.
 
     Raises
     ------
@@ -59,7 +60,7 @@ def power_spectrum(ds: xr.Dataset) -> xr.Dataset:
     }
     if not fields:
         raise SchemaError("a spectrum cannot be computed", ["no variable has latitude and longitude as dimensions"])
-    ring, centers = _rings(grid)
+    ring, centers, complete = _rings(grid)
     out = xr.apply_ufunc(
         lambda values: _radial_sums(values, ring, centers.size),
         xr.Dataset({name: array.chunk(latitude=-1, longitude=-1) if array.chunks else array for name, array in fields.items()}),
@@ -75,11 +76,12 @@ def power_spectrum(ds: xr.Dataset) -> xr.Dataset:
         array.attrs = {"long_name": f"variance of {name} by scale"}
         if "units" in ds[name].attrs:
             array.attrs["units"] = f"({ds[name].attrs['units']})2"
-    return out.assign_coords(wavenumber=wavenumber, wavelength=wavelength).assign_attrs(title="power spectrum")
+    coords = {"wavenumber": wavenumber, "wavelength": wavelength, "complete": ("wavenumber", complete)}
+    return out.assign_coords(coords).assign_attrs(title="power spectrum")
 
 
-def _rings(grid) -> tuple[np.ndarray, np.ndarray]:
-    """Ring of each wave, shape (H, W), -1 for the mean; and wavenumbers of the rings' centers in km-1."""
+def _rings(grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ring of each wave, shape (H, W), -1 for the mean; wavenumbers of the rings' centers in km-1; which rings are complete."""
     north_south, east_west = (np.deg2rad(step) * EARTH_RADIUS / 1000 for step in grid.spacing)
     east_west *= np.cos(np.deg2rad(np.mean(grid.latitude)))
     rows, columns = grid.shape
@@ -88,7 +90,8 @@ def _rings(grid) -> tuple[np.ndarray, np.ndarray]:
     width = 1 / min(lengths)
     ring = np.maximum(np.rint(wavenumber / width).astype(int), 1) - 1
     ring[0, 0] = -1
-    return ring, (np.arange(ring.max() + 1) + 1) * width
+    centers = (np.arange(ring.max() + 1) + 1) * width
+    return ring, centers, centers + width / 2 <= min(rows / lengths[0], columns / lengths[1])
 
 
 def _radial_sums(values: np.ndarray, ring: np.ndarray, number: int) -> np.ndarray:
