@@ -45,7 +45,7 @@ def plot_curves(
 ) -> Axes | np.ndarray:
     """Draw scores against lead time: a panel for each variable and level, a line for each model.
 
-    Where the scores were made with ``skill_against``, a dot on an error metric or its skill marks lead times at which the 95 % interval of
+    Where the scores were made with ``skill_against``, a dot on an error metric or its skill marks where the 95 % interval of
     the difference to that model excludes zero, and ``metric="rmse_difference"`` shows the interval itself.
 
     Parameters

@@ -78,8 +78,8 @@ def brier(
     kept = [dim for dim in target.dims if dim not in one.area.dims]
     keywords = {"weights": one.area, "preserve_dims": kept, "fair_correction": fair, "event_threshold_operator": operator.ge}
     out = brier_score_for_ensemble(field, target, "member", levels, **keywords).mean("reference_time")
-    out, span = dask.compute(out, _span(field, target))
-    _warn_of_thresholds(levels, span, variable, report)
+    out, facts = dask.compute(out, _facts(field, target, one.area.dims))
+    _warn_of_thresholds(levels, facts, variable, report)
     out = out.rename(variable).assign_coords(threshold=_threshold_axis(levels, variable))
     out.attrs = {"long_name": "Brier score", "units": "1"}
     return described(out, "Brier score", one, report).transpose("threshold", "lead_time", ...)
@@ -141,8 +141,8 @@ def reliability(
         [("member", *one.area.dims), one.area.dims, one.area.dims],
         {"sum": 3, "threshold": len(levels), "probability": bins},
     )
-    sums, span = dask.compute(sums.sum("reference_time"), _span(field, target))
-    _warn_of_thresholds(levels, span, variable, report)
+    sums, facts = dask.compute(sums.sum("reference_time"), _facts(field, target, one.area.dims))
+    _warn_of_thresholds(levels, facts, variable, report)
     count, probability, observed = (sums.isel(sum=i) for i in range(3))
     filled = count.where(count > 0)
     out = xr.Dataset(
@@ -222,11 +222,11 @@ def fss(
         {"sum": 2, "window": len(sizes)},
     )
     pooled = [dim for dim in ("reference_time", "member") if dim in field.dims]
-    gaps = field.isnull().sum() + target.isnull().sum()
-    sums, gaps, span = dask.compute(sums.sum(pooled), gaps, _span(field, target))
+    sums, facts = dask.compute(sums.sum(pooled), _facts(field, target, one.area.dims))
+    gaps = int(facts.isel(fact=0).sum())
     if gaps:
-        raise SchemaError(task, [f"{int(gaps)} values of {variable} are missing; crop with region="])
-    _warn_of_thresholds([float(threshold)], span, variable, report)
+        raise SchemaError(task, [f"{gaps} values of {variable} are missing; crop with region="])
+    _warn_of_thresholds([float(threshold)], facts, variable, report)
     difference, total = (sums.isel(sum=i) for i in range(2))
     out = (1 - difference / total.where(total > 0)).rename(variable)
     out = out.assign_coords(window=("window", sizes, {"units": "1", "long_name": "width in cells"}))
@@ -292,13 +292,20 @@ def _summed_area(events: np.ndarray) -> np.ndarray:
     return np.pad(events.astype("i8"), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
 
 
-def _span(field: xr.DataArray, target: xr.DataArray) -> tuple[xr.DataArray, ...]:
-    return field.min(), target.min(), field.max(), target.max()
+def _facts(field: xr.DataArray, target: xr.DataArray, places: tuple) -> xr.DataArray:
+    """Of each field and its truth: number of missing values, least and greatest value, dim ``fact``."""
+    cores = [("member", *places) if "member" in field.dims else places, places]
+    return _over_fields(_facts_of_field, [field, target], cores, {"fact": 3})
 
 
-def _warn_of_thresholds(levels: list[float], span: tuple[xr.DataArray, ...], variable: str, report: Report) -> None:
+def _facts_of_field(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    values = np.concatenate([members.ravel(), truth.ravel()])
+    return np.array([np.isnan(values).sum(), np.fmin.reduce(values), np.fmax.reduce(values)])
+
+
+def _warn_of_thresholds(levels: list[float], facts: xr.DataArray, variable: str, report: Report) -> None:
     """Tell which events never or always happen, in both datasets: often a threshold in other units."""
-    low, high = float(np.fmin(*span[:2])), float(np.fmax(*span[2:]))
+    low, high = float(facts.isel(fact=1).min()), float(facts.isel(fact=2).max())
     for level in levels:
         if level > high or level <= low:
             verdict = "never" if level > high else "always"
