@@ -203,7 +203,8 @@ def plot_score_maps(
             "no map of scores", [f'found dims {", ".join(map(str, first.dims))}. Type xsm.score(..., by=["place"])']
         )
     array = array.load()
-    maps = array.stack(panel=[dim for dim in array.dims if dim not in place], create_index=False)
+    spare = [dim for dim in array.dims if dim not in place]
+    maps = array.stack(panel=spare, create_index=False) if spare else array.expand_dims("panel")
     if maps.sizes["panel"] > _MOST_MAPS:
         problem = (
             f"{maps.sizes['panel']} maps; needed at most {_MOST_MAPS}. Select with lead_time=, or sc.sel(model=..., level=...)"
