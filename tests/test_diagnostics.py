@@ -8,9 +8,11 @@ import pytest
 import scores.spatial
 import xarray as xr
 
-from xscalemixer.errors import InputError, SchemaError
+from xscalemixer.errors import GridError, InputError, SchemaError
 from xscalemixer.grids import Grid
 from xscalemixer.verification import brier, fss, power_spectrum, quantiles, rank_histogram, reliability
+from xscalemixer.verification.alignment import Aligned
+from xscalemixer.verification.pairs import align_pair
 
 GRID = Grid.regular(60, 10, "2.5", (6, 8))
 STARTS = np.arange("2001-08-10", "2001-08-14", dtype="M8[D]").astype("M8[ns]")
@@ -160,6 +162,17 @@ def test_fractions_need_all_values_and_windows_that_fit(ensemble, truth):
     truth["t2m"][0, 0, 0] = np.nan
     with pytest.raises(SchemaError, match="1 values of t2m are missing; crop with region="):
         fss(ensemble, truth, "t2m", 280.0, 3)
+
+
+def test_fractions_need_a_grid(monkeypatch, ensemble, truth):
+    one, report = align_pair(ensemble, truth, ["t2m"], None, "coarser")
+    flat = lambda xarray: xarray.stack(station=("latitude", "longitude"), create_index=False)
+    at_stations = Aligned(flat(one.forecast), flat(one.truth), None, flat(one.area))
+    monkeypatch.setattr("xscalemixer.verification.events.align_pair", lambda *_: (at_stations, report))
+    with pytest.raises(GridError, match="found places along station; needed a grid as truth"):
+        fss(ensemble, truth, "t2m", 280.0, 3)
+    out = reliability(ensemble, truth, "t2m", 280.0)
+    assert out.attrs["sample"] == "4 starts, 48 stations" and float(out["count"].sum()) == pytest.approx(4 * 2 * 48)
 
 
 # quantiles

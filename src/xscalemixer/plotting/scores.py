@@ -211,7 +211,7 @@ def plot_score_maps(
         )
         raise SchemaError("too many maps", [problem])
     norm, colors, extend = _scale(maps, metric, limits)
-    axes = panels(maps.sizes["panel"], _map_size(array), ax, sharex=True, sharey=True)
+    axes = panels(maps.sizes["panel"], _map_size(array, maps.sizes["panel"]), ax, sharex=True, sharey=True)
     terrain = None if terrain is None else to_canonical_grid(terrain, Report("terrain"))
     for i, panel in enumerate(axes):
         one = maps.isel(panel=i)
@@ -371,9 +371,10 @@ def _scale(maps: xr.DataArray, metric: str, limits: tuple[float, float] | None):
     return BoundaryNorm(levels, 256, extend=extend), colors, extend
 
 
-def _map_size(array: xr.DataArray) -> tuple[float, float]:
+def _map_size(array: xr.DataArray, number: int) -> tuple[float, float]:
+    width = 7.0 if number == 1 else 4.6
     span = [max(np.ptp(array[axis].values), 1e-3) for axis in ("latitude", "longitude")]
-    return 4.6, 4.0 * min(max(lat_aspect(array["latitude"]) * span[0] / span[1], 0.4), 1.5)
+    return width, 0.87 * width * min(max(lat_aspect(array["latitude"]) * span[0] / span[1], 0.4), 1.5)
 
 
 def _draw_places(panel: Axes, one: xr.DataArray, place: set[str], norm, colors: str):
