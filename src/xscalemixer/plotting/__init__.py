@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import xarray as xr
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 Kind = Literal["maps", "curves", "scorecard", "score_maps", "reliability", "ranks", "quantiles", "spectrum"]
-_KINDS = {
+_KINDS: Mapping[str, Callable[..., Axes | np.ndarray]] = {
     "maps": plot_maps,
     "curves": plot_curves,
     "scorecard": plot_scorecard,

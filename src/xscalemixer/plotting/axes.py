@@ -13,7 +13,7 @@ from xscalemixer.errors import InputError, SchemaError, TimeError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["choose_leads", "draw_terrain", "dress_leads", "dress_map", "fields", "lat_aspect", "panels", "ranges"]
+__all__ = ["choose_leads", "draw_terrain", "dress_leads", "dress_map", "fields", "finished", "lat_aspect", "panels", "ranges"]
 
 _RELIEF = (500, 1000, 2000, 3000, 4000, 5000, 6000)  # m
 
@@ -86,6 +86,13 @@ def panels(number: int, size: tuple[float, float], ax: Axes | None = None, colum
     for spare in axes.flat[number:]:
         figure.delaxes(spare)
     return axes.ravel()[:number]
+
+
+def finished(axes: np.ndarray, variables: str | Iterable[str] | None, ax: Axes | None, heading: str) -> Axes | np.ndarray:
+    """Panels with a heading, unless they stand in the user's figure; a single one that was asked for by name, or given, alone."""
+    if ax is None:
+        axes[0].figure.suptitle(heading, fontsize="medium")
+    return axes[0] if len(axes) == 1 and (isinstance(variables, str) or ax is not None) else axes
 
 
 def dress_leads(ax: Axes, leads: np.ndarray) -> None:

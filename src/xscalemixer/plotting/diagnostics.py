@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from xscalemixer.errors import SchemaError
-from xscalemixer.plotting.axes import choose_leads, fields, panels, ranges
+from xscalemixer.plotting.axes import choose_leads, fields, finished, panels, ranges
 from xscalemixer.plotting.styles import COLORS, STYLES, Style, field_label, squared, style_of
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def plot_reliability(ds: xr.Dataset, lead_time: int | Iterable[int] | None = Non
     ds = ds.squeeze("level") if "level" in ds.dims else ds
     ds, leads = _of_leads(ds, lead_time)
     probability, observed, count, climate = _pooled(ds)
-    keywords = {"height_ratios": [3, 1], "figsize": (5.4, 7.4), "layout": "constrained", "sharex": True}
-    figure, axes = plt.subplots(2, 1, **keywords)
+    figure, axes = plt.subplots(2, 1, sharex=True, height_ratios=[3, 1], figsize=(5.4, 7.4), layout="constrained")
     axes[0].plot([0, 1], [0, 1], "--", color="0.5", linewidth=1, label="perfectly reliable")
     number = ds.sizes["threshold"]
     width = 1 / ds.sizes["probability"] / number
@@ -119,7 +118,7 @@ def plot_ranks(
         panel.xaxis.set_major_locator(MaxNLocator(11, integer=True))
         panel.set_xlim(0.4, number + 0.6)
     axes[0].legend(fontsize="small")
-    return _finished(axes, variables, ax, f"Rank histogram, {leads}\n{ds.attrs.get('sample', '')}")
+    return finished(axes, variables, ax, f"Rank histogram, {leads}\n{ds.attrs.get('sample', '')}")
 
 
 def plot_quantiles(
@@ -171,7 +170,7 @@ def plot_quantiles(
     axes[0].legend(fontsize="small", loc="upper left")
     wanted = ds["quantile"].values
     span = f"{100 * wanted.min():g} % to {100 * wanted.max():g} %"
-    return _finished(axes, variables, ax, f"Quantiles from {span}\n{ds.attrs.get('sample', '')}")
+    return finished(axes, variables, ax, f"Quantiles from {span}\n{ds.attrs.get('sample', '')}")
 
 
 def plot_spectrum(
@@ -208,7 +207,7 @@ def plot_spectrum(
     parts = {label: fields(_complete(one), variables, "wavenumber") for label, one in spectra.items()}
     chosen = next(iter(parts.values()))
     axes = panels(len(chosen), (4.2, 3.6), ax)
-    numbers = set()
+    numbers: set[int] = set()
     for panel, (name, array) in zip(axes, chosen, strict=True):
         style = STYLES.get(name, Style(label=name, units=array.attrs.get("units", "no units")))
         lines = [line for label, part in parts.items() for line in _lines(label, part, name, array, lead_time)]
@@ -224,7 +223,7 @@ def plot_spectrum(
         panel.grid(alpha=0.3, which="both", linewidth=0.4)
     if axes[0].get_legend_handles_labels()[1]:
         axes[0].legend(fontsize="small", loc="lower left")
-    return _finished(axes, variables, ax, f"Variance by scale, mean of {_many(sorted(numbers))}")
+    return finished(axes, variables, ax, f"Variance by scale, mean of {_many(sorted(numbers))}")
 
 
 def _complete(ds: xr.Dataset) -> xr.Dataset:
@@ -277,12 +276,13 @@ def _pooled(ds: xr.Dataset) -> tuple[xr.DataArray, ...]:
 
 def _event(ds: xr.Dataset, level: float) -> str:
     style = style_of(str(ds["variable"].item()), ds["threshold"].attrs)
-    return f"≥ {level * style.scale + style.offset:.4g} {style.units}".replace("-", "−")
+    number = f"{level * style.scale + style.offset:.4g}".replace("-", "−")
+    return f"≥ {number} {style.units}"
 
 
 def _ends(values: xr.DataArray) -> tuple[float, float]:
     """Common limits of both axes, with a margin."""
-    low, high = float(values.min()), float(values.max())
+    low, high = (float(values.min()), float(values.max())) if values.notnull().any() else (0.0, 1.0)
     margin = 0.08 * (high - low) or 1.0
     return low - margin, high + margin
 
@@ -290,7 +290,7 @@ def _ends(values: xr.DataArray) -> tuple[float, float]:
 def _name_quantiles(panel: Axes, truth: xr.DataArray, forecast: xr.DataArray) -> None:
     """Write the names of some quantiles beside the line, unless one with a name is too near."""
     low, high = panel.get_xlim()
-    named = []
+    named: list[tuple[float, float]] = []
     for quantile, words in _NAMED.items():
         there = bool((truth["quantile"] == quantile).any())
         place = (float(truth.sel(quantile=quantile)), float(forecast.sel(quantile=quantile))) if there else (np.nan, np.nan)
@@ -300,9 +300,3 @@ def _name_quantiles(panel: Axes, truth: xr.DataArray, forecast: xr.DataArray) ->
         upper = place[0] > (low + high) / 2
         offset, side = ((-8, 3), "right") if upper else ((8, -8), "left")
         panel.annotate(words, place, offset, textcoords="offset points", ha=side, fontsize="x-small", color="0.3")
-
-
-def _finished(axes: np.ndarray, variables, ax: Axes | None, heading: str) -> Axes | np.ndarray:
-    if ax is None:
-        axes[0].figure.suptitle(heading, fontsize="medium")
-    return axes[0] if len(axes) == 1 and (isinstance(variables, str) or ax is not None) else axes

@@ -10,7 +10,7 @@ import xarray as xr
 
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.errors import SchemaError
-from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_leads, dress_map, fields, lat_aspect, panels
+from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_leads, dress_map, fields, finished, lat_aspect, panels
 from xscalemixer.plotting.styles import (
     COLORS,
     Shown,
@@ -79,15 +79,13 @@ def plot_curves(
         _dress_curves(panel, array, metrics, units)
         panel.set_title(field_label(name, array), fontsize="medium")
     _draw_legend(axes, chosen[0][1], metrics, ax)
-    if ax is None:
-        heading = " and ".join(metric_label(metric, reference_of(chosen[0][1])) for metric in metrics)
-        axes[0].figure.suptitle(_heading(heading, sc))
-    return axes[0] if len(axes) == 1 and (isinstance(variables, str) or ax is not None) else axes
+    heading = " and ".join(metric_label(metric, reference_of(chosen[0][1])) for metric in metrics)
+    return finished(axes, variables, ax, _heading(heading, sc))
 
 
 def plot_scorecard(
     sc: xr.Dataset, variables: str | Iterable[str] | None = None, metric: str = "rmse", *, ax: Axes | None = None
-) -> np.ndarray:
+) -> Axes | np.ndarray:
     """Draw the skill of each model against the reference by variable, level and lead time: blue is better, red is worse.
 
     A dot marks where the 95 % interval of the difference excludes zero.
@@ -105,7 +103,7 @@ def plot_scorecard(
 
     Returns
     -------
-    array of matplotlib Axes, shape (models,)
+    array of matplotlib Axes, shape (models,), or ``ax``
 
     Raises
     ------
@@ -142,10 +140,9 @@ def plot_scorecard(
     axes[-1].set_xlabel("lead time [h]")
     label = f"{metric_label(f'{metric}_skill', reference)} [%]"
     axes[0].figure.colorbar(mesh, ax=list(axes), ticks=_SKILLS, label=label, extend="both", aspect=14)
-    if ax is None:
-        dots = "blue is better; dots: the 95 % interval of the difference excludes zero"
-        axes[0].figure.suptitle(f"{_heading(metric_label(metric) + f' against {reference}', sc)}\n{dots}", fontsize="medium")
-    return axes
+    dots = "blue is better; dots: the 95 % interval of the difference excludes zero"
+    heading = _heading(f"{metric_label(metric)} against {reference}", sc)
+    return finished(axes, None, ax, f"{heading}\n{dots}")
 
 
 def plot_score_maps(
@@ -157,7 +154,7 @@ def plot_score_maps(
     terrain: xr.Dataset | None = None,
     limits: tuple[float, float] | None = None,
     ax: Axes | None = None,
-) -> np.ndarray:
+) -> Axes | np.ndarray:
     """Draw maps of a score: a panel for each model, level and lead time, with one color scale.
 
     Parameters
@@ -179,39 +176,20 @@ def plot_score_maps(
 
     Returns
     -------
-    array of matplotlib Axes
+    array of matplotlib Axes, or ``ax``
 
     Raises
     ------
     SchemaError, TimeError
         If there is no such variable, metric or lead time, or more than 12 maps would result.
     """
-    name = variable or next((str(name) for name, array in sc.data_vars.items() if "metric" in array.dims), "")
-    ((_, first), *_) = fields(sc, name, "metric")
+    name = fields(sc, variable, "metric")[0][0]
     (metric,) = _metrics(sc, metric)
-    reference = reference_of(sc[name])
-    shown = score_shown(metric, name, sc[name])
-    array = sc[name].sel(metric=metric, drop=True) * shown.scale
-    if "lead_time" in array.dims:
-        there = array["lead_time"].values.tolist()
-        array = array.sel(lead_time=choose_leads(lead_time, there, there[-1:]))
-    if reference is not None and is_relative(metric):
-        array = array.drop_sel(model=reference)
-    place = next((dims for dims in _PLACES if dims <= set(first.dims)), None)
-    if place is None:
-        raise SchemaError(
-            "no map of scores", [f'found dims {", ".join(map(str, first.dims))}. Type xsm.score(..., by=["place"])']
-        )
-    array = array.load()
-    spare = [dim for dim in array.dims if dim not in place]
-    maps = array.stack(panel=spare, create_index=False) if spare else array.expand_dims("panel")
-    if maps.sizes["panel"] > _MOST_MAPS:
-        problem = (
-            f"{maps.sizes['panel']} maps; needed at most {_MOST_MAPS}. Select with lead_time=, or sc.sel(model=..., level=...)"
-        )
-        raise SchemaError("too many maps", [problem])
+    reference, shown = reference_of(sc[name]), score_shown(metric, name, sc[name])
+    maps, place = _maps(sc[name], metric, lead_time)
+    maps = maps * shown.scale
     norm, colors, extend = _scale(maps, metric, limits)
-    axes = panels(maps.sizes["panel"], _map_size(array, maps.sizes["panel"]), ax, sharex=True, sharey=True)
+    axes = panels(maps.sizes["panel"], _map_size(maps), ax, sharex=True, sharey=True)
     terrain = None if terrain is None else to_canonical_grid(terrain, Report("terrain"))
     for i, panel in enumerate(axes):
         one = maps.isel(panel=i)
@@ -224,9 +202,30 @@ def plot_score_maps(
         panel.set_title(_panel_title(one), fontsize="medium")
     label = f"{metric_label(metric, reference)} [{shown.units}]"
     axes[0].figure.colorbar(mesh, ax=list(axes), extend=extend, shrink=0.9, label=label)
-    if ax is None:
-        axes[0].figure.suptitle(_heading(f"{style_of(name, sc[name].attrs).label}, {metric_label(metric, reference)}", sc))
-    return axes
+    heading = f"{style_of(name, sc[name].attrs).label}, {metric_label(metric, reference)}"
+    return finished(axes, None, ax, _heading(heading, sc))
+
+
+def _maps(array: xr.DataArray, metric: str, lead_time: int | Iterable[int] | None) -> tuple[xr.DataArray, set[str]]:
+    """What is to be drawn, with a dim ``panel`` for all but the places; and the dims of these."""
+    place = next((dims for dims in _PLACES if dims <= set(array.dims)), None)
+    if place is None:
+        found = f"found dims {', '.join(map(str, array.dims))}"
+        raise SchemaError("no map of scores", [f'{found}. Type xsm.score(..., by=["place"])'])
+    reference = reference_of(array)
+    array = array.sel(metric=metric, drop=True)
+    if "lead_time" in array.dims:
+        there = array["lead_time"].values.tolist()
+        array = array.sel(lead_time=choose_leads(lead_time, there, there[-1:]))
+    if reference is not None and is_relative(metric):
+        array = array.drop_sel(model=reference)
+    spare = [dim for dim in array.dims if dim not in place]
+    maps = array.stack(panel=spare, create_index=False) if spare else array.expand_dims("panel")
+    number = maps.sizes["panel"]
+    if number > _MOST_MAPS:
+        problem = f"{number} maps; needed at most {_MOST_MAPS}. Select with lead_time=, or sc.sel(model=..., level=...)"
+        raise SchemaError("too many maps", [problem])
+    return maps.compute(), place
 
 
 def _metrics(sc: xr.Dataset, metric: str | Sequence[str] | None) -> list[str]:
@@ -371,10 +370,10 @@ def _scale(maps: xr.DataArray, metric: str, limits: tuple[float, float] | None):
     return BoundaryNorm(levels, 256, extend=extend), colors, extend
 
 
-def _map_size(array: xr.DataArray, number: int) -> tuple[float, float]:
-    width = 7.0 if number == 1 else 4.6
-    span = [max(np.ptp(array[axis].values), 1e-3) for axis in ("latitude", "longitude")]
-    return width, 0.87 * width * min(max(lat_aspect(array["latitude"]) * span[0] / span[1], 0.4), 1.5)
+def _map_size(maps: xr.DataArray) -> tuple[float, float]:
+    width = 7.0 if maps.sizes["panel"] == 1 else 4.6
+    span = [max(np.ptp(maps[axis].values), 1e-3) for axis in ("latitude", "longitude")]
+    return width, 0.87 * width * min(max(lat_aspect(maps["latitude"]) * span[0] / span[1], 0.4), 1.5)
 
 
 def _draw_places(panel: Axes, one: xr.DataArray, place: set[str], norm, colors: str):

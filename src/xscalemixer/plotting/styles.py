@@ -44,8 +44,11 @@ class Style:
         return "K" if self.offset else self.units
 
 
+def _share(label: str, cmap: str) -> Style:
+    return Style(label=label, cmap=cmap, units="%", scale=100, lower=0, upper=100)
+
+
 _SPEED = "m s$^{-1}$"
-_SHARE = {"units": "%", "scale": 100, "lower": 0, "upper": 100}
 
 STYLES: Mapping[str, Style] = {
     "t2m": Style(label="2 m temperature", units="°C", cmap="RdYlBu_r", offset=-273.15),
@@ -55,20 +58,20 @@ STYLES: Mapping[str, Style] = {
     "u10": Style(label="10 m eastward wind", units=_SPEED, cmap="PuOr"),
     "v10": Style(label="10 m northward wind", units=_SPEED, cmap="PuOr"),
     "q2m": Style(label="2 m specific humidity", units="g kg$^{-1}$", cmap="YlGnBu", scale=1000, lower=0),
-    "r2m": Style(label="2 m relative humidity", cmap="YlGnBu", **_SHARE),
+    "r2m": _share("2 m relative humidity", "YlGnBu"),
     "sp": Style(label="surface pressure", units="hPa", cmap="cividis", scale=0.01),
     "msl": Style(label="mean sea level pressure", units="hPa", cmap="cividis", scale=0.01),
-    "tcc": Style(label="total cloud cover", cmap="Blues_r", **_SHARE),
-    "lcc": Style(label="low cloud cover", cmap="Blues_r", **_SHARE),
-    "mcc": Style(label="medium cloud cover", cmap="Blues_r", **_SHARE),
-    "hcc": Style(label="high cloud cover", cmap="Blues_r", **_SHARE),
+    "tcc": _share("total cloud cover", "Blues_r"),
+    "lcc": _share("low cloud cover", "Blues_r"),
+    "mcc": _share("medium cloud cover", "Blues_r"),
+    "hcc": _share("high cloud cover", "Blues_r"),
     "ssrd": Style(label="downward short-wave radiation", units="W m$^{-2}$", cmap="inferno", lower=0),
     "z": Style(label="geopotential height", units="m", scale=1 / _GRAVITY),
     "t": Style(label="temperature", units="°C", cmap="RdYlBu_r", offset=-273.15),
     "u": Style(label="eastward wind", units=_SPEED, cmap="PuOr"),
     "v": Style(label="northward wind", units=_SPEED, cmap="PuOr"),
     "q": Style(label="specific humidity", units="g kg$^{-1}$", cmap="YlGnBu", scale=1000, lower=0),
-    "r": Style(label="relative humidity", cmap="YlGnBu", **_SHARE),
+    "r": _share("relative humidity", "YlGnBu"),
 }
 
 _METRICS = {
