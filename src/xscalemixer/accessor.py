@@ -32,9 +32,9 @@ class DatasetAccessor:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)
 
-    def plot(self, variable: str = "t2m", **kwargs):
+    def plot(self, *args, **kwargs):
         """See `xscalemixer.plot`."""
-        return xscalemixer.plot(self._ds, variable, **kwargs)
+        return xscalemixer.plot(self._ds, *args, **kwargs)
 
     def to_weatherbench2(self) -> xr.Dataset:
         """See `xscalemixer.to_weatherbench2`."""

@@ -2,8 +2,10 @@
 
 from xscalemixer.verification.baselines import climatology_forecast, persistence_forecast
 from xscalemixer.verification.climatology import climatology
-from xscalemixer.verification.diagnostics import brier, fss, power_spectrum, rank_histogram
+from xscalemixer.verification.distributions import quantiles, rank_histogram
+from xscalemixer.verification.events import brier, fss, reliability
 from xscalemixer.verification.score import score
+from xscalemixer.verification.spectra import power_spectrum
 
 __all__ = [
     "brier",
@@ -12,6 +14,8 @@ __all__ = [
     "fss",
     "persistence_forecast",
     "power_spectrum",
+    "quantiles",
     "rank_histogram",
+    "reliability",
     "score",
 ]

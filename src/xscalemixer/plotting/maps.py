@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -12,44 +11,19 @@ import xarray as xr
 
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
+from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_map, lat_aspect, ranges
+from xscalemixer.plotting.styles import STYLES, Style, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot", "plot_overview"]
+__all__ = ["plot_maps", "plot_overview"]
 
 _KNOT = 1852 / 3600  # m s-1, International Hydrographic Conference 1929
-_RELIEF = (500, 1000, 2000, 3000, 4000, 5000, 6000)  # m
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Style:
-    """How a variable is shown: ``value * scale + offset`` in ``units``; ends of the color scale are fixed or follow the data."""
-
-    label: str
-    units: str
-    cmap: str = "viridis"
-    scale: float = 1.0
-    offset: float = 0.0
-    lower: float | None = None
-    upper: float | None = None
-
-
-_STYLES = {
-    "t2m": _Style(label="2 m temperature", units="°C", cmap="RdYlBu_r", offset=-273.15),
-    "d2m": _Style(label="2 m dew point", units="°C", cmap="BrBG", offset=-273.15),
-    "wind": _Style(label="10 m wind", units="m s$^{-1}$", cmap="YlGnBu", lower=0),
-    "u10": _Style(label="10 m eastward wind", units="m s$^{-1}$", cmap="PuOr"),
-    "v10": _Style(label="10 m northward wind", units="m s$^{-1}$", cmap="PuOr"),
-    "q2m": _Style(label="2 m specific humidity", units="g kg$^{-1}$", cmap="YlGnBu", scale=1000, lower=0),
-    "sp": _Style(label="surface pressure", units="hPa", cmap="cividis", scale=0.01),
-    "tcc": _Style(label="total cloud cover", units="%", cmap="Blues_r", scale=100, lower=0, upper=100),
-    "ssrd": _Style(label="downward short-wave radiation", units="W m$^{-2}$", cmap="inferno", lower=0),
-}
-
-
-def plot(
+def plot_maps(
     fc: xr.Dataset,
     variable: str = "t2m",
     lead_time: int | Iterable[int] | None = None,
@@ -99,8 +73,8 @@ def plot(
         mesh = _draw(panel, maps.sel(lead_time=lead), style, norm, arrows)
         # smaller where several stand side by side: the scale of the arrows is beside the title
         panel.set_title(f"{_valid(fc, lead)} (+{lead} h)", fontsize="medium" if several else "large")
-        _draw_terrain(panel, fc)
-        _dress(panel, fc)
+        draw_terrain(panel, fc)
+        dress_map(panel, fc["latitude"])
     panels[0].figure.colorbar(mesh, ax=list(panels), extend=extend, shrink=0.9, label=style.units)
     heading = style.label + _of_members(fc, member)
     if several:
@@ -141,7 +115,7 @@ def plot_overview(fc: xr.Dataset, path: str | Path | BinaryIO) -> Figure:
     area = _area(fc)
     for variable in ("t2m", "wind", "ssrd", "tcc"):
         series = _maps(fc, variable, fc["lead_time"].values, None)["shade"].weighted(area).mean(area.dims)
-        plot(fc, variable, int(series.idxmax("lead_time")), ax=axes[variable])
+        plot_maps(fc, variable, int(series.idxmax("lead_time")), ax=axes[variable])
     _draw_cycle(axes["cycle"], fc, area)
     figure.suptitle(f"Forecast started {_valid(fc, 0)}", fontsize="x-large")
     figure.savefig(path, dpi=120)
@@ -157,29 +131,16 @@ def _select_leads(fc: xr.Dataset, lead_time: int | Iterable[int] | None) -> list
             "this dataset is not one forecast", [f"found dims {found}; {needed}; select with .isel(reference_time=0)"]
         )
     there = fc["lead_time"].values.tolist()
-    leads = [there[-1]] if lead_time is None else [int(lead) for lead in np.atleast_1d(lead_time)]
-    absent = [lead for lead in leads if lead not in there]
-    if absent or not leads:
-        raise TimeError("no such lead time", [f"asked for {absent or leads}; this forecast has {_ranges(there)} hours"])
-    return leads
+    return choose_leads(lead_time, there, [there[-1]])
 
 
-def _ranges(numbers: list[int]) -> str:
-    """Short form of a list: ``1..48`` or ``3, 6, 12``."""
-    steps = set(np.diff(numbers))
-    return f"{numbers[0]}..{numbers[-1]}" if steps == {1} else ", ".join(map(str, numbers))
-
-
-def _style(fc: xr.Dataset, variable: str) -> _Style:
+def _style(fc: xr.Dataset, variable: str) -> Style:
     names = {"u10", "v10"} if variable == "wind" else {variable}
     drawable = [str(name) for name, field in fc.data_vars.items() if "lead_time" in field.dims]
     if not names <= set(drawable):
         wind = [] if {"u10", "v10"} - set(drawable) else ["wind"]
         raise SchemaError(f"no map of {variable!r}", [f"this forecast has {', '.join(drawable + wind)}"])
-    if variable in _STYLES:
-        return _STYLES[variable]
-    attrs = fc[variable].attrs
-    return _Style(label=attrs.get("long_name", variable), units=attrs.get("units", "no units"))
+    return STYLES[variable] if variable in STYLES else style_of(variable, fc[variable].attrs)
 
 
 def _maps(fc: xr.Dataset, variable: str, leads: list[int], member: int | None) -> xr.Dataset:
@@ -193,7 +154,7 @@ def _maps(fc: xr.Dataset, variable: str, leads: list[int], member: int | None) -
     members = maps["member"].values.tolist() if "member" in maps.dims else []
     if member is not None and member not in members:
         raise SchemaError(
-            f"no member {member}", [f"this forecast has {f'members {_ranges(members)}' if members else 'no members'}"]
+            f"no member {member}", [f"this forecast has {f'members {ranges(members)}' if members else 'no members'}"]
         )
     if members:
         maps = maps.mean("member") if member is None else maps.sel(member=member)
@@ -206,7 +167,7 @@ def _of_members(fc: xr.Dataset, member: int | None) -> str:
     return f", mean of {fc.sizes['member']} members" if member is None else f", member {member}"
 
 
-def _norm(values: xr.DataArray, style: _Style, limits: tuple[float, float] | None):
+def _norm(values: xr.DataArray, style: Style, limits: tuple[float, float] | None):
     """Discrete color scale with round levels, and which of its ends are open."""
     from matplotlib.colors import BoundaryNorm
     from matplotlib.ticker import MaxNLocator
@@ -230,7 +191,7 @@ def _panels(maps: xr.Dataset, number: int, ax: Axes | None) -> np.ndarray:
     columns = 2 if number == 4 else min(number, 3)
     rows = -(-number // columns)
     width = 7.0 if number == 1 else 4.2
-    height = width * min(_aspect(maps) * np.ptp(maps["latitude"].values) / np.ptp(maps["longitude"].values), 1.5)
+    height = width * min(lat_aspect(maps["latitude"]) * np.ptp(maps["latitude"].values) / np.ptp(maps["longitude"].values), 1.5)
     size = (width * columns + 1, height * rows + 0.8)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
     for spare in axes.flat[number:]:
@@ -238,12 +199,7 @@ def _panels(maps: xr.Dataset, number: int, ax: Axes | None) -> np.ndarray:
     return axes.ravel()[:number]
 
 
-def _aspect(fc: xr.Dataset) -> float:
-    """Length of a degree of latitude in degrees of longitude at the middle of the map."""
-    return float(1 / np.cos(np.deg2rad((fc["latitude"].max() + fc["latitude"].min()) / 2)))
-
-
-def _draw(ax: Axes, fields: xr.Dataset, style: _Style, norm, arrows: str):
+def _draw(ax: Axes, fields: xr.Dataset, style: Style, norm, arrows: str):
     values = fields["shade"] * style.scale + style.offset
     colors = {"cmap": style.cmap, "norm": norm, "shading": "nearest", "rasterized": True}
     mesh = ax.pcolormesh(fields["longitude"], fields["latitude"], values, **colors)
@@ -265,35 +221,6 @@ def _draw_arrows(ax: Axes, fields: xr.Dataset, arrows: str) -> None:
     ax.quiverkey(quiver, 0.9, 1.03, 10, "10 m s$^{-1}$", labelpos="E", fontproperties={"size": "small"})
 
 
-def _draw_terrain(ax: Axes, fc: xr.Dataset) -> None:
-    """Draw the coast at half land and relief contours, where the forecast has ``lsm`` and ``orog``."""
-    from matplotlib.patheffects import withStroke
-
-    x, y = fc["longitude"], fc["latitude"]
-    levels = [level for level in _RELIEF if "orog" in fc and fc["orog"].min() < level < fc["orog"].max()]
-    if levels:
-        ax.contour(x, y, fc["orog"], levels=levels, colors="0.35", linewidths=0.4, alpha=0.7)
-    if "lsm" in fc and fc["lsm"].min() < 0.5 < fc["lsm"].max():
-        coast = ax.contour(x, y, fc["lsm"], levels=[0.5], colors="black", linewidths=0.9)
-        coast.set_path_effects([withStroke(linewidth=1.8, foreground="white", alpha=0.6)])
-
-
-def _dress(ax: Axes, fc: xr.Dataset) -> None:
-    ax.set_aspect(_aspect(fc))
-    ax.xaxis.set_major_formatter(lambda value, _: _degrees((value + 180) % 360 - 180, "EW"))
-    ax.yaxis.set_major_formatter(lambda value, _: _degrees(value, "NS"))
-    ax.tick_params(labelsize="small")
-
-
-def _degrees(value: float, signs: str) -> str:
-    """Axis label such as 120°E.
-
-    >>> _degrees(-33.5, "NS")
-    '33.5°S'
-    """
-    return f"{abs(value):g}°" + (signs[0] if value > 0 else signs[1] if value < 0 else "")
-
-
 def _valid(fc: xr.Dataset, lead: int) -> str:
     start = fc["reference_time"].values.ravel()[0]
     return np.datetime_as_string(start + np.timedelta64(lead, "h"), unit="m").replace("T", " ") + " UTC"
@@ -312,7 +239,7 @@ def _draw_cycle(ax: Axes, fc: xr.Dataset, area: xr.DataArray) -> None:
     weights = area.where(fc["lsm"] >= 0.5, 0) if land else area
     leads = fc["lead_time"].values
     for panel, variable, color in ((ax, "t2m", "tab:red"), (ax.twinx(), "ssrd", "tab:orange")):
-        style = _STYLES[variable]
+        style = STYLES[variable]
         series = _maps(fc, variable, leads, None)["shade"].weighted(weights).mean(area.dims) * style.scale + style.offset
         panel.plot(leads, series, color=color, marker=".")
         panel.set_ylabel(f"{style.label} [{style.units}]", color=color)
