@@ -26,6 +26,8 @@ _LAZY = {
     "Stage": "training",
     "score": "verification",
     "climatology": "verification",
+    "climatology_forecast": "verification",
+    "persistence_forecast": "verification",
     "plot": "plotting",
     "plot_overview": "plotting",
     "to_weatherbench2": "layouts",

@@ -22,7 +22,7 @@ from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["Aligned", "CommonGrid", "Region", "align", "read_analysis"]
+__all__ = ["Aligned", "CommonGrid", "Region", "align", "at_valid_times", "read_analysis"]
 
 CommonGrid = Literal["coarser", "truth"] | Grid
 Region = tuple[float, float, float, float]
@@ -408,7 +408,8 @@ def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset 
             climatology = climatology.chunk(dayofyear=1)
     truth = analysis.isel(time=position.drop_vars(position.coords)).drop_vars("time", errors="ignore")
     if climatology is not None:
-        climatology = _in_chunks_of(forecast, _known(_at_valid_times(climatology, position), position))
+        valid = xr.DataArray(_valid(position), position.coords, position.dims).where(position >= 0)
+        climatology = _in_chunks_of(forecast, at_valid_times(climatology, valid).assign_coords(position.coords))
     return Aligned(forecast, _in_chunks_of(forecast, _known(truth, position)), climatology, area)
 
 
@@ -427,18 +428,27 @@ def _is_lazy(ds: xr.Dataset) -> bool:
     return any(array.chunks is not None for array in ds.values())
 
 
-def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
-    valid = xr.DataArray(_valid(position), position.coords, position.dims)
+def at_valid_times(climatology: xr.Dataset, valid: xr.DataArray) -> xr.Dataset:
+    """The climatology at valid times of any shape; NaN where these are NaT.
+
+    Raises
+    ------
+    TimeError
+        If it lacks an hour or a day of year.
+    """
+    known = valid.notnull()
     index, problems = {}, []
     for dim in ("hour", "dayofyear"):
         values = getattr(valid.dt, dim)
         places = pd.Index(climatology[dim].values).get_indexer(values.values.ravel()).reshape(values.shape)
-        lost = np.unique(values.values[(places < 0) & (position.values >= 0)])
+        lost = np.unique(values.values[(places < 0) & known.values])
         if lost.size:
-            problems.append(f"no {dim} {', '.join(map(str, lost[:6]))}; found {climatology[dim].values[:6].tolist()} ...")
-        index[dim] = xr.DataArray(places, dims=position.dims)
+            numbers = ", ".join(f"{number:g}" for number in lost[:6])
+            problems.append(f"no {dim} {numbers}; found {climatology[dim].values[:6].tolist()} ...")
+        index[dim] = xr.DataArray(places, dims=valid.dims)
     if problems:
         raise TimeError(
             "this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems]
         )
-    return climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
+    picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore").assign_coords(valid.coords)
+    return picked if known.all() else picked.where(known.variable)
