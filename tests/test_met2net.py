@@ -210,12 +210,48 @@ def test_attention_weights_are_those_of_the_forward_pass():
     torch.testing.assert_close(attention(u), attention.out(mixed.flatten(0, 1)).unflatten(0, (2, 3)))
 
 
+def test_attention_grows_sharper_with_the_root_of_the_area():
+    torch.manual_seed(0)
+    attention, u = VariableAttention(16, heads=2), torch.randn(1, 3, 16, 4, 4)
+    small, large = (attention.weights(x).log() for x in (u, u.repeat(1, 1, 1, 2, 2)))
+    contrast = lambda log_weights: log_weights - log_weights.mean(-1, keepdim=True)
+    torch.testing.assert_close(contrast(large), 2.0 * contrast(small), rtol=1e-4, atol=1e-4)
+
+
 # --- blocks
 
 
 def test_temporal_attention_unit_without_layer_scale_is_the_identity():
     unit, x = TemporalAttentionUnit(8, drop_path=0.0, periodic=False, scale=0.0), torch.randn(2, 8, 5, 5)
     assert torch.equal(unit(x), x)
+
+
+def test_both_halves_of_the_temporal_attention_unit_have_their_skips():
+    unit, x = TemporalAttentionUnit(8, drop_path=0.0, periodic=False, scale=0.5), torch.randn(2, 8, 5, 5)
+    for layer in (unit.leave, unit.mlp[-1]):
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    torch.testing.assert_close(unit(x), x + 0.5 * unit.norm_gate(x))
+
+
+def test_temporal_attention_unit_sees_23_cells():
+    unit, x = TemporalAttentionUnit(4, drop_path=0.0, periodic=False, scale=1.0).eval(), torch.zeros(1, 4, 1, 41)
+    unit.mlp[1] = torch.nn.Identity()
+    other = x.index_fill(-1, torch.tensor([20]), 1.0)
+    changed = (unit(other) - unit(x)).abs().amax((0, 1, 2)).nonzero().squeeze(1)
+    assert (int(changed.min()), int(changed.max())) == (20 - 11, 20 + 11)
+
+
+def test_queries_keys_and_values_are_normalized_apart():
+    attention, u = VariableAttention(16, heads=2), torch.randn(1, 3, 16, 4, 4)
+    before = attention.weights(u)
+    with torch.no_grad():
+        attention.project[0].weight[32:].mul_(100.0)  # the values
+    torch.testing.assert_close(attention.weights(u), before)
+
+
+def test_paths_are_dropped_more_often_in_later_blocks():
+    blocks = build(translator=replace(SMALL, depth=3, drop_path=0.2)).translator.blocks
+    assert [block.unit.drop_path.rate for block in blocks] == pytest.approx([0.0, 0.1, 0.2])
 
 
 @pytest.mark.parametrize("double", [True, False])
@@ -266,6 +302,14 @@ def test_loss_is_the_sum_of_its_parts():
     assert set(parts) == {"reconstruction", "latent"}
     torch.testing.assert_close(total.detach(), sum(parts.values()))
     assert not any(part.requires_grad for part in parts.values())
+
+
+def test_autoencoders_learn_past_and_future_frames_alike():
+    objective, batch = objective_of("explicit"), batch_of()
+    swapped = {"past": batch["future"], "future": batch["past"]}
+    losses = [objective.loss(b, "autoencoder")[0] for b in (batch, swapped, {**batch, "future": batch["past"]})]
+    torch.testing.assert_close(losses[0], losses[1])
+    assert losses[0] != losses[2]
 
 
 def test_a_stage_of_another_way_is_refused():
@@ -395,11 +439,11 @@ def forecast_error(network, batch):
 
 @pytest.mark.parametrize("way", ["implicit", "joint", "explicit"])
 def test_every_way_of_training_learns_one_batch(way):
-    objective, batch = objective_of(way), shapes_batch()
+    objective, batch = objective_of(way, seed=1), shapes_batch()
     start = forecast_error(objective.network, batch)
     for stage in objective.stages:
         optimizer = torch.optim.Adam(objective.trainable(stage), 1e-2)
-        for _ in range(25):
+        for _ in range(40):
             optimizer.zero_grad()
             objective.loss(batch, stage)[0].backward()
             optimizer.step(), objective.after_step()

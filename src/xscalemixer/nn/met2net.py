@@ -534,11 +534,11 @@ class Met2NetObjective(nn.Module):
 
     def latent_loss(self, past: Tensor, latent: Tensor, future: Tensor) -> Tensor:
         """Stage II, trains the translator: fields (B, T, C, H, W), their latents, fields (B, T', C, H, W) -> ()."""
-        encoders = self.slow_encoders or self.network.encoders
+        slow = self.slow_encoders
         with torch.no_grad():
-            start = latent.detach() if self.slow_encoders is None else encoders(past)
-            target = encoders(future)
-        return self.network.loss(self.network.translator(start), target)
+            start = latent if slow is None else slow(past)
+            target = (self.network.encoders if slow is None else slow)(future)
+        return self.network.loss(self.network.translator(start.detach()), target)
 
     @torch.no_grad()
     def after_step(self) -> None:
