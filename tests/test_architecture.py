@@ -24,7 +24,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"readers", "conform", "output", "store", "regridding"},
     {"grids", "projections"},
     {"units", "physics"},
-    {"nn"},
+    {"nn", "moving_shapes"},
     {"variables", "report"},
     {"errors", "_version", "_pyproj"},
 ]
