@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["MLP", "Attention", "DropPath", "FourierEmbedding", "Normalizer", "TransformerLayer", "require_shape"]
+__all__ = ["HOURS", "MLP", "Attention", "DropPath", "FourierEmbedding", "Normalizer", "TransformerLayer", "require_shape"]
+
+HOURS = 6  # hours per step, regional input hours and regional lead times
 
 
 def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from xscalemixer.nn.blocks import MLP, FourierEmbedding
 
-__all__ = ["Alignment", "Deconvolution", "PatchEmbedding", "PredictionHead", "TokenGrid", "pad_field", "start_small"]
+__all__ = ["Alignment", "Deconvolution", "PatchEmbedding", "PredictionHead", "TokenGrid", "bilinear", "pad_field", "start_small"]
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class Alignment(nn.Module):
         if self.nested:
             index, weight = holder[:, None], np.ones((holder.size, 1))
         else:
-            index, weight = _bilinear(outer, *inner.axes)
+            index, weight = bilinear(outer, *inner.axes)
         self.register_buffer("box", torch.as_tensor(box), persistent=False)
         self.register_buffer("member", torch.as_tensor(member), persistent=False)
         self.register_buffer("share", torch.as_tensor(1.0 / np.bincount(member)[:, None], dtype=torch.float32), persistent=False)
@@ -306,7 +306,7 @@ def _nests(outer: TokenGrid, inner: TokenGrid, rows: np.ndarray, columns: np.nda
     return True
 
 
-def _bilinear(outer: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bilinear(outer: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices and weights (N_r, 4) of the outer tokens around each point of lat x lon; edges hold their value."""
     r0, r1, fr = _neighbors(outer.axes[0], lat, None)
     c0, c1, fc = _neighbors(outer.axes[1], lon, 360.0 if outer.periodic else None)

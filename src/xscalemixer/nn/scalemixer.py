@@ -12,6 +12,7 @@ eqs 10-11 position-to-regional          ScaleMixer.inform
 eqs 12-13 feedback                      ScaleMixer.feed_back
 eq. 2     one coupled step of 6 hours   CoupledModel
 eqs 14-15 losses                        GlobalModel.loss, CoupledModel.loss
+baselines LAM, nested grid, downscaling driving.Driver, driving.Downscaler
 
 Shapes: B batch, C channels, H x W cells, N tokens, d width, K keys, g global (outer), r regional (inner).
 All fields are normalized; a step takes the global state at t and the regional hours t-5..t to t+6 and t+1..t+6.
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xscalemixer.nn.blocks import MLP, Attention, TransformerLayer, require_shape
+from xscalemixer.nn.blocks import HOURS, MLP, Attention, TransformerLayer, require_shape
+from xscalemixer.nn.driving import DRIVEN, Downscaler, Driver
 from xscalemixer.nn.patch import (
     Alignment,
     Deconvolution,
@@ -52,8 +54,6 @@ __all__ = [
     "ScaleMixerConfig",
     "Step",
 ]
-
-HOURS = 6  # hours per step, regional input hours and regional lead times
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -158,8 +158,8 @@ class ScaleMixerConfig:
         Token width d, attention heads, hidden width of the MLPs over d.
     blocks : int
         Coupling blocks; both depths must be multiples of it.
-    coupling : "two_way", "one_way" or "none"
-        Full exchange, no feedback (ablation C), no exchange at all (ablation D).
+    coupling : "two_way", "one_way", "none", "lam", "nested" or "downscaled"
+        Full exchange, no feedback (ablation C), no exchange at all (ablation D), or a baseline of `nn.driving`.
     feedback : "residual" or "replace"
         Eq. 13 as ``Z + D`` (zero at the start of training) or literally ``D``.
     output : "residual" or "direct"
@@ -168,6 +168,11 @@ class ScaleMixerConfig:
         Learned per token, or a function of latitude and longitude that can move to another box.
     detail : int
         Features of the full-resolution refinement in the regional heads; 0 as in the paper.
+    shared : tuple of (int, int, float, float)
+        For "lam" and "downscaled": regional channel, global channel that is the same variable, and scale and offset from
+        the normalized values of the second to those of the first.
+    frame : int
+        For "lam": cells at the edge of the region where shared channels are overwritten with the driver.
     sunlit_channel : int or None
         Regional channel predicted as insolation times a transmissivity, so that it is zero at night.
     """
@@ -179,18 +184,23 @@ class ScaleMixerConfig:
     heads: int
     mlp_ratio: float = 4.0
     blocks: int = 4
-    coupling: Literal["two_way", "one_way", "none"] = "two_way"
+    coupling: Literal["two_way", "one_way", "none", "lam", "nested", "downscaled"] = "two_way"
     feedback: Literal["residual", "replace"] = "residual"
     output: Literal["residual", "direct"] = "residual"
     positions: Literal["learned", "fourier"] = "learned"
     detail: int = 0
+    shared: tuple[tuple[int, int, float, float], ...] = ()
+    frame: int = 0
     sunlit_channel: int | None = None
 
     def __post_init__(self):
-        _choice("coupling", self.coupling, ("two_way", "one_way", "none"))
+        object.__setattr__(self, "shared", tuple(tuple(row) for row in self.shared))
+        _choice("coupling", self.coupling, ("two_way", "one_way", "none", *DRIVEN))
         _choice("feedback", self.feedback, ("residual", "replace"))
         _choice("output", self.output, ("residual", "direct"))
         _choice("positions", self.positions, ("learned", "fourier"))
+        if self.frame and not (self.coupling == "lam" and self.shared):
+            raise ValueError(f"frame={self.frame} needs coupling='lam' and shared channels")
         for name in ("outer", "inner"):
             depth = getattr(self, name).depth
             if depth % self.blocks:
@@ -199,8 +209,13 @@ class ScaleMixerConfig:
             raise ValueError(f"width {self.width} is not a multiple of heads={self.heads}")
         if self.sunlit_channel is not None and self.inner.forcings != 2 * HOURS:
             raise ValueError(f"sunlit_channel needs inner.forcings={2 * HOURS} (hourly insolation t-5..t+6)")
-        if self.coupling != "none" and self.sampler.keys > len(self.outer.tokens):
+        if self.exchanges and self.sampler.keys > len(self.outer.tokens):
             raise ValueError(f"keys={self.sampler.keys} exceeds the {len(self.outer.tokens)} global tokens")
+
+    @property
+    def exchanges(self) -> bool:
+        """True if tokens are exchanged between the branches."""
+        return self.coupling in ("two_way", "one_way")
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -388,10 +403,12 @@ class RegionalModel(nn.Module):
         self.merge = nn.Linear(HOURS * width, width)
         self.static_embedding = PatchEmbedding(branch.statics, width, self.grid) if branch.statics else None
         self.forcing_embedding = PatchEmbedding(branch.forcings, width, self.grid) if branch.forcings else None
+        driven = config.coupling in DRIVEN
+        self.driver_embedding = PatchEmbedding(2 * config.outer.channels, width, self.grid) if driven else None
         self.calendar = MLP(4, width, width)
         self.position = Position(self.grid, width, config.positions)
         self.groups = _groups(config, branch)
-        head_width = width if config.coupling == "none" else 2 * width
+        head_width = 2 * width if config.exchanges else width
         self.modulation = LeadTimeModulation(head_width)
         local = branch.channels + branch.statics + (2 if branch.forcings else 0)
         self.heads = nn.ModuleList(
@@ -404,8 +421,8 @@ class RegionalModel(nn.Module):
             for head in self.heads:
                 start_small(head.last)
 
-    def embed(self, history: Tensor, forcing: Tensor | None, calendar: Tensor) -> Tensor:
-        """Hours t-5..t (B, 6, C, H, W), forcing (B, F, H, W), calendar (B, 4) to tokens (B, N_r, d)."""
+    def embed(self, history: Tensor, forcing: Tensor | None, calendar: Tensor, driver: Tensor | None = None) -> Tensor:
+        """Hours t-5..t (B, 6, C, H, W), forcing (B, F, H, W), calendar (B, 4), driver (B, 2 C_g, H, W) to tokens (B, N_r, d)."""
         batch = history.shape[0]
         require_shape("regional history", history, (None, HOURS, self.config.channels, *self.config.shape))
         require_shape("calendar", calendar, (batch, 4))
@@ -416,6 +433,8 @@ class RegionalModel(nn.Module):
         if self.forcing_embedding is not None:
             require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
             tokens = tokens + self.forcing_embedding(forcing)
+        if self.driver_embedding is not None:
+            tokens = tokens + self.driver_embedding(driver)
         return self.position(tokens)
 
     def decode(self, tokens: Tensor, history: Tensor, forcing: Tensor | None) -> Tensor:
@@ -702,10 +721,10 @@ class CoupledModel(nn.Module):
         super().__init__()
         self.config = config
         self.outer = GlobalModel(config)
-        self.inner = RegionalModel(config)
+        self.inner = Downscaler(config) if config.coupling == "downscaled" else RegionalModel(config)
         self.alignment = Alignment(config.outer.tokens, config.inner.tokens)
-        mixers = [] if config.coupling == "none" else [ScaleMixer(config, self.alignment) for _ in range(config.blocks)]
-        self.mixers = nn.ModuleList(mixers)
+        self.mixers = nn.ModuleList(ScaleMixer(config, self.alignment) for _ in range(config.blocks if config.exchanges else 0))
+        self.driver = Driver(config) if config.coupling in DRIVEN else None
         self._frozen = False
 
     def freeze_outer(self) -> CoupledModel:
@@ -736,6 +755,8 @@ class CoupledModel(nn.Module):
         inner_forcing : Tensor, shape (B, F_r, h, w), optional
             Insolation; hours t-5..t+6 for the region.
         """
+        if self.driver is not None:
+            return self._driven(outer, inner, calendar, outer_forcing, inner_forcing)
         z_outer = self.outer.embed(outer, outer_forcing)
         z_inner = self.inner.embed(inner, inner_forcing, calendar)
         keys = []
@@ -747,6 +768,20 @@ class CoupledModel(nn.Module):
         if self.mixers:
             z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
         return Step(self.outer.decode(z_outer, outer), self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
+
+    def _driven(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing, inner_forcing) -> Step:
+        """The global step first, then the region with its fields as inputs."""
+        ahead = self.outer(outer, outer_forcing)
+        fields = self.driver(outer, ahead)
+        if self.config.coupling == "downscaled":
+            return Step(ahead, self.inner(fields, self.driver.guess(fields), inner_forcing, calendar), ())
+        tokens = self.inner.embed(inner, inner_forcing, calendar, fields)
+        for layers in self.inner.groups:
+            tokens = layers(tokens)
+        result = self.inner.decode(tokens, inner, inner_forcing)
+        if self.config.frame:
+            result = self.driver.impose(result, self.driver.guess(fields))
+        return Step(ahead, result, ())
 
     @staticmethod
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
