@@ -114,7 +114,7 @@ def read_places(source: Source) -> xr.Dataset:
 def is_canonical(ds: xr.Dataset) -> bool:
     """True for what `read_stations` returns, or a selection of it."""
     places = all(name in ds.coords and ds[name].dims == ("station",) for name in ("latitude", "longitude", "altitude"))
-    fields = [array for array in ds.values() if array.dims]
+    fields = [array for name, array in ds.items() if name != "orog"]
     known = all(a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[a.name].units for a in fields)
     return places and known and bool(fields) and ds["station"].dims == ("station",)
 
