@@ -155,7 +155,9 @@ def _role(name: str, attrs: Mapping) -> str | None:
     word, _ = _bare(name)
     by_name = {text.lower(): key for key, row in rows.items() for text in (row.name, *row.aliases)}
     by_name |= {text: key for key, texts in _NAMES.items() for text in texts}
-    return by_name.get(word) if standard_name is None or by_name.get(word) in PLACES else None
+    named = by_name.get(word)
+    something_else = standard_name in {row.standard_name for row in CATALOG.values()}
+    return None if something_else and named not in PLACES else named
 
 
 def _is_elsewhere(attrs: Mapping) -> bool:

@@ -176,9 +176,10 @@ def _interpolated(ds: xr.Dataset, places: xr.Dataset, method: str, max_distance:
     if not inside.all():
         report.warn("station", f"{(~inside).sum()} of {total} are outside the grid ({grid}) and left out")
     if max_distance is not None:
-        near = _nearest(grid, places)[1] <= max_distance
-        report.warn("station", f"{(inside & ~near).sum()} of {total} are more than {max_distance:g} m from a cell and left out")
-        inside &= near
+        far = inside & (_nearest(grid, places)[1] > max_distance)
+        if far.any():
+            report.warn("station", f"{far.sum()} of {total} are more than {max_distance:g} m from a cell center and left out")
+        inside &= ~far
     if not inside.any():
         raise GridError("no station is inside the grid", [f"{total} stations between {_extent(places)}; the grid is {grid}"])
     report.assume("station", f"{method} interpolation to {inside.sum()} stations")
@@ -318,4 +319,4 @@ def _corrected(ds: xr.Dataset, report: Report) -> xr.Dataset:
         size = float(np.abs(drop.where(known)).mean())
         report.assume("altitude", f"{', '.join(names)} brought from the orography of the model to the altitude of {moved} stations, "
                                   f"{size:.0f} m away on average")  # fmt: skip
-    return ds.assign(new, orog=altitude.astype("f4").assign_attrs(ds["orog"].attrs))
+    return ds.assign(new | {"orog": altitude.astype("f4").assign_attrs(ds["orog"].attrs)})

@@ -76,7 +76,8 @@ def read(source: Source, *, units: Mapping[str, str] | None = None, tolerance: i
     report = Report("these station reports")
     raw, columns = _understood(_opened(source), units, report)
     _require(columns, ("latitude", "longitude", "time"), raw, report)
-    if not set(columns) - set(PLACES):
+    rejected = {finding.subject for finding in report.select("error")} & set(surface_rows())
+    if not (set(columns) - set(PLACES) or rejected):
         known = ", ".join(surface_rows())
         report.error("variables", f"nothing known among {', '.join(map(str, raw))}", f"at least one of {known}")
     report.raise_errors("these station reports cannot be read")
@@ -100,7 +101,7 @@ def read_places(source: Source) -> xr.Dataset:
         No variables; dim ``station``, coordinates ``latitude``, ``longitude`` and ``altitude`` (NaN where unknown).
     """
     if isinstance(source, xr.Dataset) and is_canonical(source):
-        return source[[]].drop_vars("time", errors="ignore")
+        return source.drop_vars([*source.data_vars, "time"], errors="ignore")
     report = Report("these stations")
     raw, columns = _understood(_opened(source), None, report, places_only=True)
     _require(columns, ("latitude", "longitude"), raw, report)
@@ -152,7 +153,7 @@ def _understood(raw, units, report: Report, **kwargs) -> tuple[xr.Dataset | pd.D
     """The source as a flat table or a Dataset without ragged arrays, and what its columns are."""
     if isinstance(raw, pd.DataFrame):
         named = [name for name in raw.index.names if name is not None]
-        raw = raw.reset_index(named) if named else raw
+        raw = (raw.reset_index(named) if named else raw).reset_index(drop=True)
         return raw, understand({name: {} for name in raw.columns}, units, report, **kwargs)
     raw = _per_report(raw)
     return raw, understand({name: array.attrs for name, array in raw.variables.items()}, units, report, **kwargs)
@@ -195,7 +196,7 @@ def _from_table(frame: pd.DataFrame, columns: Mapping[str, Column], tolerance: i
     whole = table[["latitude", "longitude", "time"]].notna().all(axis=1).to_numpy()
     if not whole.all():
         report.warn("reports", f"{(~whole).sum()} of {whole.size} left out: no valid position or time")
-    places = _one_place_each(table[whole], report)
+    places = _one_place_each(table[whole], report).sort_index()
     rows = _hourly(table[whole], values[whole], tolerance, report)
     if not (len(rows) and report.ok):
         return None, {}
@@ -281,7 +282,7 @@ def _values(frame: pd.DataFrame, columns: Mapping[str, Column], report: Report) 
 
 def _one_place_each(table: pd.DataFrame, report: Report) -> pd.DataFrame:
     """One row for each station, indexed by id; an id in several places is an error that lists them."""
-    by_id = table.groupby("station")
+    by_id = table.groupby("station", sort=False)
     first = table[["latitude", "longitude"]] - by_id[["latitude", "longitude"]].transform("first")
     away = (first["latitude"].abs() > _SAME_PLACE) | (((first["longitude"] + 180) % 360 - 180).abs() > _SAME_PLACE)
     moved = table.loc[away.to_numpy(), "station"].unique()
