@@ -46,7 +46,7 @@ def series():
 FORMS = {
     "shuffled": lambda: frame().sample(frac=1, random_state=1),
     "indexed": lambda: frame().set_index(["time", "station"]),
-    "other names": lambda: frame().rename(columns={"station": "wmo", "time": "valid_time", "lat": "Latitude", "t2m [K]": "T2M (K)"}),
+    "other names": lambda: frame().rename(columns={"station": "wmo", "time": "valid", "lat": "Latitude", "t2m [K]": "T2M (K)"}),
     "text": lambda: frame().astype({"time": str, "t2m [K]": str}),
     "zone": lambda: frame(time=[*(HOURS.tz_localize("UTC").tz_convert("Asia/Tokyo"))] * 2),
     "minutes": lambda: frame(time=[*(HOURS - pd.Timedelta("9min"))] * 2),
@@ -94,7 +94,9 @@ def test_okta_knots_hectopascals_and_percent():
 
 
 def test_names_of_documented_formats_say_their_units():
-    asos = frame(**{"t2m [K]": None, "elevation (m)": None, "time": None, "valid": [*HOURS] * 2, "tmpf": 50.0, "sknt": 10.0, "drct": "M"})
+    asos = frame(
+        **{"t2m [K]": None, "elevation (m)": None, "time": None, "valid": [*HOURS] * 2, "tmpf": 50.0, "sknt": 10.0, "drct": "M"}
+    )
     ds = xsm.read_stations(asos)
     np.testing.assert_allclose(ds["t2m"], 283.15, rtol=1e-6)
     assert ds["wd10"].isnull().all() and "6 texts such as 'M' are no values" in report(ds)
@@ -169,7 +171,10 @@ def test_duplicates():
     other = frame(**{"t2m [K]": [280.0, 281, 290, 283, 284, 285]})
     ds = xsm.read_stations(pd.concat([frame(), other]))
     assert int(ds["t2m"].isnull().sum()) == 1 and "2 contradict" not in report(ds)
-    assert "1 contradict another one of the same station and time in t2m; these values are set to missing: a at 2020-01-01T02:00" in report(ds)
+    assert (
+        "1 contradict another one of the same station and time in t2m; these values are set to missing: a at 2020-01-01T02:00"
+        in report(ds)
+    )
     with pytest.raises(SchemaError, match=r"1 ids are used in several places: a \(a at 50 N 7 E; 50.5 N 7 E\)"):
         xsm.read_stations(pd.concat([frame(), frame(lat=[50.5] * 3 + [51.0] * 3)]))
 
@@ -302,7 +307,10 @@ def test_a_gap_is_not_interpolated_over():
 
 def bent(fc, crs=None):
     rows, columns = np.meshgrid(np.arange(GRID.shape[0]), np.arange(GRID.shape[1]), indexing="ij")
-    turned = {"latitude": (("y", "x"), 52 - 0.4 * rows + 0.05 * columns), "longitude": (("y", "x"), 6 + 0.4 * columns + 0.05 * rows)}
+    turned = {
+        "latitude": (("y", "x"), 52 - 0.4 * rows + 0.05 * columns),
+        "longitude": (("y", "x"), 6 + 0.4 * columns + 0.05 * rows),
+    }
     return fc.rename(latitude="y", longitude="x").drop_vars(["y", "x"]).assign_coords(turned)
 
 
@@ -400,7 +408,9 @@ def test_a_direction_is_not_interpolated():
     assert abs(float(out["u10"][0, 0, 0])) < 1e-5
 
 
-@pytest.mark.parametrize(("u", "v", "direction"), [(0, -5, 360), (0, 5, 180), (5, 0, 270), (-5, 0, 90), (0, 0, 0), (np.nan, 1, np.nan)])
+@pytest.mark.parametrize(
+    ("u", "v", "direction"), [(0, -5, 360), (0, 5, 180), (5, 0, 270), (-5, 0, 90), (0, 0, 0), (np.nan, 1, np.nan)]
+)
 def test_direction_of_the_wind(u, v, direction):
     fc = field(u, name="u10", units="m s-1", v10=(v, "m s-1"))
     schema = xsm.variables.Schema.of("wd10", "ws10")
@@ -418,7 +428,7 @@ def test_synop(shared_data):
     ds = xsm.read_stations(shared_data / "real" / "synop" / "synop_20190217_48h.nc")
     assert dict(ds.sizes) == {"time": 48, "station": 8451}
     assert "t2m: 154616 values at 7834 stations; set to missing: 12 out of range" in report(ds)
-    assert float(ds["tcc"].max()) <= 1.01 and 8e4 < float(ds["msl"].min())
+    assert float(ds["tcc"].max()) <= 1.01 and float(ds["msl"].min()) > 8e4
 
 
 def test_metar(shared_data):
@@ -431,7 +441,9 @@ def test_arpege_and_era5_agree(shared_data):
     pytest.importorskip("cfgrib")
     real = shared_data / "real"
     fc = xsm.open(real / "meteonet_nw" / "arpege_2m_NW_20180501000000.grib")
-    era5 = xr.open_dataset(real / "era5_cornwall" / "data_stream-oper_stepType-instant.nc")[["t2m", "d2m"]].isel(valid_time=slice(25))
+    era5 = xr.open_dataset(real / "era5_cornwall" / "data_stream-oper_stepType-instant.nc")[["t2m", "d2m"]].isel(
+        valid_time=slice(25)
+    )
     cells = places(*(axis.ravel() for axis in np.meshgrid(era5["latitude"], era5["longitude"], indexing="ij")))
     truth = xsm.at_stations(era5, cells)
     sc = xsm.score(fc, truth, metrics=["rmse"], by="variable")

@@ -137,7 +137,9 @@ def holdings(ds: xr.Dataset) -> Holdings:
     known_phase = relative_humidity_phase(ds, None, Report("")) is not None
     plans = {name: plan(name, source) for name, row in CATALOG.items() if row.role != "static"}
     plans = {name: steps for name, steps in plans.items() if steps is not None}
-    doubtful = () if known_phase else tuple(name for name, steps in plans.items() if any(r and r.needs_phase for r in steps.values()))
+    doubtful = (
+        () if known_phase else tuple(name for name, steps in plans.items() if any(r and r.needs_phase for r in steps.values()))
+    )
     levels = {name: _levels(name, steps, source) for name, steps in plans.items() if name not in doubtful}
     found = {name: source.inventory.find(row) for name, row in CATALOG.items()}
     named = {array.name for array in found.values() if array is not None}

@@ -43,7 +43,9 @@ def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
     if flux is None:
         _refuse(array, report)
         return ds.drop_vars(array.name)
-    return ds.assign({array.name: (factor * flux).assign_attrs({**array.attrs, **flux.attrs, "units": "W m-2", "GRIB_stepType": "avg"})})
+    return ds.assign(
+        {array.name: (factor * flux).assign_attrs({**array.attrs, **flux.attrs, "units": "W m-2", "GRIB_stepType": "avg"})}
+    )
 
 
 def _note_flux(array: xr.DataArray, report: Report) -> None:

@@ -18,8 +18,8 @@ _METERS = "m"
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "station": ("station", "station_id", "stationid", "station_name", "stationname", "station_code", "id", "sid", "wmo", "wmo_id",
                 "wigos_id", "icao", "usaf", "platform"),
-    "time": ("time", "valid_time", "valid", "timeobs", "datetime", "date", "obstime", "obs_time", "report_time", "timestamp", "dtg",
-             "date_time"),
+    "time": ("time", "valid_time", "valid", "timeobs", "datetime", "date", "obstime", "obs_time", "report_time", "timestamp",
+             "dtg", "date_time"),
     "latitude": ("latitude", "lat", "station_latitude"),
     "longitude": ("longitude", "lon", "long", "lng", "station_longitude"),
     "altitude": ("altitude", "elevation", "elev", "alt", "station_altitude", "station_elevation", "stn_elev"),

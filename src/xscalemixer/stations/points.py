@@ -27,7 +27,11 @@ __all__ = ["at_stations", "bring_to_stations"]
 Method = Literal["bilinear", "nearest"]
 
 _REPORTED = ("d2m", "ws10", "sp")  # what stations report and grids often only determine
-_CORRECTED = {"t2m": "6.5 K km-1", "d2m": "6.5 K km-1, as the temperature, so that its depression stays", "sp": "hypsometric equation"}
+_CORRECTED = {
+    "t2m": "6.5 K km-1",
+    "d2m": "6.5 K km-1, as the temperature, so that its depression stays",
+    "sp": "hypsometric equation",
+}
 _TIMES = ("reference_time", "lead_time", "time", "member")
 _STANDARD_TEMPERATURE = 288.15  # K at sea level, ICAO standard atmosphere
 
@@ -120,10 +124,7 @@ def bring_to_stations(
     places : xr.Dataset
         From `read_places`.
     """
-    if "station" in ds.dims:
-        out = _picked(ds, places, report)
-    else:
-        out = _interpolated(ds, places, method, max_distance, report)
+    out = _picked(ds, places, report) if "station" in ds.dims else _interpolated(ds, places, method, max_distance, report)
     if "orog" in out:
         out = _near_in_height(_static(out), max_height_difference, report)
     if height_correction:
@@ -136,7 +137,11 @@ def bring_to_stations(
 def _check(method: str, max_distance: float | None, max_height_difference: float | None) -> None:
     problems = [f"method={method!r}; needed 'bilinear' or 'nearest'"] if method not in get_args(Method) else []
     limits = {"max_distance": max_distance, "max_height_difference": max_height_difference}
-    problems += [f"{name}={limit!r}; needed a positive number of m" for name, limit in limits.items() if limit is not None and not limit > 0]
+    problems += [
+        f"{name}={limit!r}; needed a positive number of m"
+        for name, limit in limits.items()
+        if limit is not None and not limit > 0
+    ]
     if problems:
         raise InputError("this forecast cannot be brought to stations", problems)
 
@@ -185,7 +190,9 @@ def _interpolated(ds: xr.Dataset, places: xr.Dataset, method: str, max_distance:
     report.assume("station", f"{method} interpolation to {inside.sum()} stations")
     apply = partial(_apply, matrix[inside], matrix[inside].astype("f4"))
     dims = ds["latitude"].dims if isinstance(grid, CurvilinearGrid) else ("latitude", "longitude")
-    fields = {name: _at_points(array, apply, dims, int(inside.sum())) for name, array in ds.items() if set(dims) <= set(array.dims)}
+    fields = {
+        name: _at_points(array, apply, dims, int(inside.sum())) for name, array in ds.items() if set(dims) <= set(array.dims)
+    }
     kept = {name: c for name, c in ds.coords.items() if not set(c.dims) & set(dims) and c.ndim and name != "crs"}
     return xr.Dataset(fields, kept, ds.attrs).assign_coords(places.isel(station=inside).coords)
 
@@ -313,10 +320,12 @@ def _corrected(ds: xr.Dataset, report: Report) -> xr.Dataset:
         if "t2m" not in ds:
             report.assume("sp", "corrected with the temperature of the standard atmosphere: the forecast has no t2m")
     for name, array in new.items():
-        new[name] = array.astype("f4").transpose(*ds[name].dims).assign_attrs({**ds[name].attrs, "height_correction": _CORRECTED[name]})
+        new[name] = (
+            array.astype("f4").transpose(*ds[name].dims).assign_attrs({**ds[name].attrs, "height_correction": _CORRECTED[name]})
+        )
     moved = int((np.abs(drop) > 0).sum())
     if moved:
         size = float(np.abs(drop.where(known)).mean())
-        report.assume("altitude", f"{', '.join(names)} brought from the orography of the model to the altitude of {moved} stations, "
-                                  f"{size:.0f} m away on average")  # fmt: skip
+        what = f"{', '.join(names)} brought from the orography of the model to the altitude of {moved} stations"
+        report.assume("altitude", f"{what}, {size:.0f} m away on average")
     return ds.assign(new | {"orog": altitude.astype("f4").assign_attrs(ds["orog"].attrs)})

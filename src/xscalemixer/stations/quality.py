@@ -71,10 +71,16 @@ def _tell(name: str, number: dict, pairs: int, coded: int, report: Report) -> No
     row = CATALOG[name]
     outside, left = int(number["outside"]), int(number["left"])
     if outside > max(left, 1):
-        found = f"{outside} of {outside + left + pairs} values are outside {row.valid_range[0]:g}..{row.valid_range[1]:g} {row.units}"
+        found = (
+            f"{outside} of {outside + left + pairs} values are outside {row.valid_range[0]:g}..{row.valid_range[1]:g} {row.units}"
+        )
         report.error(name, found, "the units that the values have", 'State them: units={"COLUMN": "..."} or attrs["units"]')
         return
-    set_missing = {"missing codes or rejected by their flag": coded, "out of range": outside, "dew point above temperature": pairs}
+    set_missing = {
+        "missing codes or rejected by their flag": coded,
+        "out of range": outside,
+        "dew point above temperature": pairs,
+    }
     parts = [f"{count} {words}" for words, count in set_missing.items() if count]
     text = f"{left} values at {int(number['stations'])} stations" + (f"; set to missing: {', '.join(parts)}" if parts else "")
     if outside or pairs:
@@ -91,4 +97,3 @@ def _calm(ds: xr.Dataset, report: Report) -> xr.Dataset:
     direction = ds["wd10"].where(ds["wd10"] != 0, 360.0).where(~calm, 0.0)
     report.assume("wd10", "0 where it is calm, 360 for north")
     return ds.assign(wd10=direction.astype("f4"))
-

@@ -100,7 +100,7 @@ def read_places(source: Source) -> xr.Dataset:
     xr.Dataset
         No variables; dim ``station``, coordinates ``latitude``, ``longitude`` and ``altitude`` (NaN where unknown).
     """
-    if isinstance(source, xr.Dataset) and is_canonical(source):
+    if is_canonical(source):
         return source.drop_vars([*source.data_vars, "time"], errors="ignore")
     report = Report("these stations")
     raw, columns = _understood(_opened(source), None, report, places_only=True)
@@ -112,11 +112,15 @@ def read_places(source: Source) -> xr.Dataset:
     return _described(xr.Dataset(coords=_coordinates(table)))
 
 
-def is_canonical(ds: xr.Dataset) -> bool:
+def is_canonical(ds: object) -> bool:
     """True for what `read_stations` returns, or a selection of it."""
+    if not isinstance(ds, xr.Dataset):
+        return False
     places = all(name in ds.coords and ds[name].dims == ("station",) for name in ("latitude", "longitude", "altitude"))
     fields = [array for name, array in ds.items() if name != "orog"]
-    known = all(a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[a.name].units for a in fields)
+    known = all(
+        a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[a.name].units for a in fields
+    )
     return places and known and bool(fields) and ds["station"].dims == ("station",)
 
 
@@ -295,7 +299,9 @@ def _one_place_each(table: pd.DataFrame, report: Report) -> pd.DataFrame:
     doubtful = span.index[span > 50].to_numpy()
     places = by_id[["latitude", "longitude", "altitude"]].first()
     if doubtful.size:
-        report.warn("altitude", f"{doubtful.size} stations report altitudes more than 50 m apart, taken as unknown: {_listed(doubtful)}")
+        report.warn(
+            "altitude", f"{doubtful.size} stations report altitudes more than 50 m apart, taken as unknown: {_listed(doubtful)}"
+        )
         places.loc[doubtful, "altitude"] = np.nan
     return places
 
@@ -416,6 +422,8 @@ def _described(ds: xr.Dataset) -> xr.Dataset:
     """Attributes of the catalog and of CF time series."""
     for name, array in ds.variables.items():
         row = CATALOG.get(str(name))
-        array.attrs = {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[name]
+        array.attrs = (
+            {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[name]
+        )
         array.encoding = {}
     return ds.assign_attrs({"Conventions": "CF-1.11", "featureType": "timeSeries", "title": "station reports"})

@@ -1,4 +1,4 @@
-"""Forecasts beside their truth: the same variables, units, valid times and cells or stations, and a report of how they got there."""
+"""Forecasts beside their truth: the same variables, units, valid times and places, and a report of how they got there."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _check_places(forecasts: Mapping[str, xr.Dataset], at_points: bool, choice: 
 
 
 def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | None, report: Report) -> Schema:
-    """Variables and levels that all datasets hold or determine; what is left out is reported, what was asked for and lacks an error."""
+    """Variables and levels that all datasets hold or determine; what is left out is reported, what was asked for an error."""
     held = {side: holdings(ds) for side, ds in datasets.items()}
     without = _left_out(datasets, held, asked, report)
     wanted = tuple(CATALOG) if asked is None else tuple(dict.fromkeys(asked))
@@ -234,10 +234,15 @@ def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], 
     if "wd10" in (asked or ()) or (asked is None and all("wd10" in has.direct for has in held.values())):
         tell("wd10", "an angle has no mean error", "Score u10 and v10")
     lengths = _intervals(datasets)
-    if "ssrd" in (asked or CATALOG) and not np.allclose([hours for hours, _ in lengths.values()], next(iter(lengths.values()), [0])[0]):
+    if "ssrd" in (asked or CATALOG) and not np.allclose(
+        [hours for hours, _ in lengths.values()], next(iter(lengths.values()), [0])[0]
+    ):
         without.add("ssrd")
-        found = f"means over different times: {', '.join(f'{side} {hours:g} h ({words})' for side, (hours, words) in lengths.items())}"
-        fix = 'Average one to the times of the other; if the interval is another one, state it: ds["ssrd"].attrs["cell_methods"] = '
+        listed = ", ".join(f"{side} {hours:g} h ({words})" for side, (hours, words) in lengths.items())
+        found = f"means over different times: {listed}"
+        fix = (
+            'Average one to the times of the other; if the interval is another one, state it: ds["ssrd"].attrs["cell_methods"] = '
+        )
         tell("ssrd", found, fix + '"time: mean (interval: 1 hour)"')
     for side, has in held.items():
         elsewhere = {name for other in held.values() if other is not has for name in other.direct}
@@ -253,20 +258,17 @@ def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], 
 
 
 def _intervals(datasets: Mapping[str, xr.Dataset]) -> dict[str, tuple[float, str]]:
-    """Hours that radiation is a mean over, and how that is known, for each dataset that has it: stated, or the spacing of its times."""
+    """Hours that radiation is a mean over where it is there, and how that is known: stated, or the even spacing of times."""
     found = {}
     for side, ds in datasets.items():
         array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
-        axis = ds["lead_time"].values if "lead_time" in ds.coords else _hours_since(ds["time"].values)
+        leads = "lead_time" in ds.coords
+        steps = np.diff(ds["lead_time"].values) if leads else np.diff(ds["time"].values) / np.timedelta64(1, "h")
         if array is not None and INTERVAL in array.attrs:
             found[side] = (array.attrs[INTERVAL], "stated")
-        elif array is not None and np.size(axis) > 1:
-            found[side] = (float(np.diff(np.sort(axis)).min()), "the spacing of its times, none stated")
+        elif array is not None and steps.size and np.ptp(steps) == 0:
+            found[side] = (float(steps[0]), "the spacing of its times, none stated")
     return found
-
-
-def _hours_since(times: np.ndarray) -> np.ndarray:
-    return (times - times.min()) / np.timedelta64(1, "h")
 
 
 def _forecast_fields(ds: xr.Dataset, schema: Schema, at_points: bool, report: Report, name: str) -> xr.Dataset:
@@ -509,7 +511,9 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     if not inside.any():
         span = f"{float(latitude.min()):g}..{float(latitude.max()):g} N, {float(longitude.min()):g}..{float(longitude.max()):g} E"
         what = "station" if "station" in area.dims else "cell"
-        raise GridError(f"this region holds no {what}", [f"found {region} as (north, west, south, east); the common area is {span}"])
+        raise GridError(
+            f"this region holds no {what}", [f"found {region} as (north, west, south, east); the common area is {span}"]
+        )
     keep = {dim: inside.any([d for d in inside.dims if d != dim]).values for dim in inside.dims}
     return {name: ds.isel(keep) for name, ds in parts.items()}, area.where(inside.variable, 0.0).isel(keep)
 

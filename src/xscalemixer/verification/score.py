@@ -159,7 +159,9 @@ def _compute(aligned: Mapping[str, Aligned], metrics: tuple[str, ...], report: R
     lazy = {model: _field_means(one, names) for model, one in aligned.items()}
     (computed,) = dask.compute(lazy)
     models = list(computed)
-    joined = {name: xr.concat([computed[m][name] for m in models], xr.Variable("model", models)) for name in ("share", "weight", *names)}
+    joined = {
+        name: xr.concat([computed[m][name] for m in models], xr.Variable("model", models)) for name in ("share", "weight", *names)
+    }
     _check_share(joined["share"], report)
     shared = (joined["share"] > 0).all("model")
     return {name: mean.where(shared) for name, mean in joined.items()}
