@@ -105,7 +105,7 @@ def test_names_of_documented_formats_say_their_units():
 
 def test_units_are_not_told_from_values():
     bare = frame(**{"t2m [K]": None, "elevation (m)": None, "temp": 280.0, "elev": 100.0})
-    with pytest.raises(SchemaError, match=r'2 problems(?s:.)*units=\{"temp": "degC"\}(?s:.)*units=\{"elev": "m"\}'):
+    with pytest.raises(SchemaError, match=r'2 problems(?s:.)*Rename it "temp \[degC\]", or(?s:.)*units=\{"elev": "m"\}'):
         xsm.read_stations(bare)
     with pytest.raises(SchemaError, match="no column 'tmp'"):
         xsm.read_stations(bare, units={"temp": "K", "elev": "m", "tmp": "K"})
@@ -205,6 +205,10 @@ def test_files(tmp_path, suffix):
 def test_what_is_no_source(tmp_path):
     with pytest.raises(SchemaError, match="found a list"):
         xsm.read_stations([1])
+    with pytest.raises(GridError, match="5 x 9 cells of a grid(?s:.)*xsm.at_stations"):
+        xsm.read_stations(field(280.0).isel(reference_time=0, lead_time=0).assign_coords(time=HOURS[0]))
+    with pytest.raises(SchemaError, match="no valid position in 0 rows"):
+        xsm.at_stations(field(280.0), frame().iloc[:0])
     with pytest.raises(InputError, match="does not exist"):
         xsm.read_stations(tmp_path / "no.parquet")
     with pytest.raises(InputError, match="needed 0 to 30 minutes"):
@@ -282,7 +286,7 @@ def test_around_the_date_line_and_greenwich(longitude):
 
 
 def test_nothing_is_extrapolated():
-    stations = places([51.0, 52.1, 51.0, 85.0], [7.0, 7.0, 5.9, 7.0])
+    stations = places([51.0, 52.1, 51.0, np.nan], [7.0, 7.0, 5.9, 7.0])
     for method in ("bilinear", "nearest"):
         out = xsm.at_stations(field(plane()), stations, method=method)
         assert out["station"].values.tolist() == ["s0"] and "3 of 4 are outside the grid" in report(out)
@@ -337,6 +341,17 @@ def test_projected_grids_are_interpolated_in_their_plane():
     np.testing.assert_allclose(out["t2m"], 280 + east / 1e4 - north / 1e4, rtol=1e-5)
 
 
+def test_an_analysis_with_levels_and_members():
+    level = field(plane(), name="t").isel(reference_time=0, lead_time=0, drop=True)
+    ds = level.expand_dims(time=HOURS[:2], number=[0, 1], level=[500, 850]).assign(t2m=level["t"].expand_dims(time=HOURS[:2]))
+    ds["level"].attrs["units"] = "hPa"
+    ds = ds.rename(number="member")
+    ds["t2m"].attrs = ds["t"].attrs = {"units": "K"}
+    out = xsm.at_stations(ds, places([51.25], [7.25]))
+    assert out["t"].dims == ("time", "member", "level", "station") and out["t2m"].dims == ("time", "station")
+    np.testing.assert_allclose(out["t"], 280 + 2 * 51.25 - 7.25, rtol=1e-6)
+
+
 # heights
 
 
@@ -350,7 +365,7 @@ def test_a_field_linear_in_height_is_corrected_exactly_once():
     np.testing.assert_allclose(out["t2m"] - out["d2m"], 3, atol=1e-3)
     np.testing.assert_allclose(out["orog"], [0, 400], atol=1e-3)
     xr.testing.assert_allclose(xsm.at_stations(out, stations), out)
-    assert "standard lapse rate" not in out["t2m"].attrs and "6.5 K km-1" in out["t2m"].attrs["height_correction"]
+    assert out["t2m"].attrs["height_correction"] == "6.5 K km-1"
 
 
 def test_correction_later_is_the_same_as_at_once():

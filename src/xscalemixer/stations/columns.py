@@ -176,12 +176,14 @@ def _column(role: str, name: str, columns: Mapping, units: Mapping[str, str], kn
     if not given:
         examples = {"altitude": "m", "K": "degC", "Pa": "hPa", "m s-1": "knots", "1": "%", "degree": "degree"}
         example = examples.get(role, examples.get(target, target))
-        report.error(role, f"column {name!r} has no units", f"units convertible to {target}", f'units={{"{name}": "{example}"}}')
+        fix = f'Rename it "{word} [{example}]", or xsm.read_stations(..., units={{"{name}": "{example}"}})'
+        report.error(role, f"column {name!r} has no units", f"units convertible to {target}", fix)
         return None
     try:
         factor, offset = conversion(str(given), target)
     except UnitsError as error:
-        report.error(role, f"column {name!r}: {error}", f"units convertible to {target}", f'units={{"{name}": "..."}}')
+        fix = f'xsm.read_stations(..., units={{"{name}": "..."}})'
+        report.error(role, f"column {name!r}: {error}", f"units convertible to {target}", fix)
         return None
     if (factor, offset) != (1.0, 0.0):
         report.assume(role, f"{name!r} converted from {given} to {target}")

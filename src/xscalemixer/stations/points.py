@@ -228,8 +228,12 @@ def _nearest(grid: Grid | CurvilinearGrid, places: xr.Dataset) -> tuple[np.ndarr
 
     axes = (grid.latitude, grid.longitude)
     points = unit_vectors(*np.meshgrid(*axes, indexing="ij")) if isinstance(grid, Grid) else grid.points
-    chord, cell = KDTree(points.reshape(-1, 3)).query(unit_vectors(places["latitude"].values, places["longitude"].values))
-    return cell, 2 * EARTH_RADIUS * np.arcsin(chord / 2)
+    wanted = unit_vectors(places["latitude"].values, places["longitude"].values)
+    known = np.isfinite(wanted).all(axis=1)
+    cell, distance = np.zeros(known.size, int), np.full(known.size, np.inf)
+    chord, cell[known] = KDTree(points.reshape(-1, 3)).query(wanted[known])
+    distance[known] = 2 * EARTH_RADIUS * np.arcsin(chord / 2)
+    return cell, distance
 
 
 def _reach(grid: CurvilinearGrid) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xscalemixer.errors import InputError, SchemaError, TimeError
+from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 from xscalemixer.report import Report
 from xscalemixer.stations.columns import PLACES, Column, surface_rows, understand
 from xscalemixer.stations.quality import is_code, screen
@@ -76,6 +76,11 @@ def read(source: Source, *, units: Mapping[str, str] | None = None, tolerance: i
     report = Report("these station reports")
     raw, columns = _understood(_opened(source), units, report)
     _require(columns, ("latitude", "longitude", "time"), raw, report)
+    if isinstance(raw, xr.Dataset) and _is_grid(raw, columns):
+        found = f"{' x '.join(str(raw[columns[role].name].size) for role in ('latitude', 'longitude'))} cells of a grid"
+        report.error(
+            "station", found, "reports of stations", "Fields come to stations by xsm.at_stations(ds, stations)", kind=GridError
+        )
     rejected = {finding.subject for finding in report.select("error")} & set(surface_rows())
     if not (set(columns) - set(PLACES) or rejected):
         known = ", ".join(surface_rows())
@@ -87,6 +92,9 @@ def read(source: Source, *, units: Mapping[str, str] | None = None, tolerance: i
         frame = raw if isinstance(raw, pd.DataFrame) else raw.to_dataframe().reset_index()
         ds, coded = _from_table(frame, columns, tolerance, report)
     report.raise_errors("these station reports cannot be read")
+    unknown = int(ds["altitude"].isnull().sum())
+    if unknown:
+        report.assume("altitude", f"unknown at {unknown} of {ds.sizes['station']} stations")
     ds = screen(ds, coded, report)
     report.raise_errors("these station reports cannot be read")
     return _described(ds), report
@@ -108,6 +116,8 @@ def read_places(source: Source) -> xr.Dataset:
     report.raise_errors("these stations cannot be used")
     frame = raw if isinstance(raw, pd.DataFrame) else _only(raw, columns).to_dataframe().reset_index()
     table = _one_place_each(_places(frame, columns, report), report)
+    if not table[["latitude", "longitude"]].notna().all(axis=1).any():
+        report.error("station", f"no valid position in {len(frame)} rows", "at least one station")
     report.raise_errors("these stations cannot be used")
     return _described(xr.Dataset(coords=_coordinates(table)))
 
@@ -354,6 +364,11 @@ def _coordinates(places: pd.DataFrame) -> dict[Hashable, tuple]:
 
 
 # --- time series -----------------------------------------------------------------------------------------------------
+
+
+def _is_grid(ds: xr.Dataset, columns: Mapping[str, Column]) -> bool:
+    dims = [set(ds[columns[role].name].dims) for role in ("latitude", "longitude") if role in columns]
+    return len(dims) == 2 and all(dims) and not dims[0] & dims[1]
 
 
 def _is_series(ds: xr.Dataset, columns: Mapping[str, Column]) -> bool:
