@@ -63,7 +63,8 @@ def read_stations(source: Source, *, units: Mapping[str, str] | None = None, tol
     Set to missing are: codes such as -999.9; values that the flags of MADIS reject (X, Q, B); values outside the valid range
     of the catalog; temperature and dew point where the latter is more than 0.5 K above the former; values that contradict
     each other in two reports of one station and time. Of several reports within the tolerance, each value is that of the
-    report nearest to the hour that has it. No step or persistence check is made.
+    report nearest to the hour that has it (in time series with one time axis: all are those of the nearest time). No step or
+    persistence check is made.
     """
     ds, report = read(source, units=units, tolerance=tolerance)
     return ds.assign_attrs(report=repr(report))
@@ -75,16 +76,7 @@ def read(source: Source, *, units: Mapping[str, str] | None = None, tolerance: i
         raise InputError("these reports cannot be read", [f"tolerance={tolerance!r}; needed 0 to 30 minutes from the hour"])
     report = Report("these station reports")
     raw, columns = _understood(_opened(source), units, report)
-    _require(columns, ("latitude", "longitude", "time"), raw, report)
-    if isinstance(raw, xr.Dataset) and _is_grid(raw, columns):
-        found = f"{' x '.join(str(raw[columns[role].name].size) for role in ('latitude', 'longitude'))} cells of a grid"
-        report.error(
-            "station", found, "reports of stations", "Fields come to stations by xsm.at_stations(ds, stations)", kind=GridError
-        )
-    rejected = {finding.subject for finding in report.select("error")} & set(surface_rows())
-    if not (set(columns) - set(PLACES) or rejected):
-        known = ", ".join(surface_rows())
-        report.error("variables", f"nothing known among {', '.join(map(str, raw))}", f"at least one of {known}")
+    _check_columns(raw, columns, report)
     report.raise_errors("these station reports cannot be read")
     if isinstance(raw, xr.Dataset) and _is_series(raw, columns):
         ds, coded = _from_series(raw, columns, tolerance, report)
@@ -188,6 +180,19 @@ def _per_report(ds: xr.Dataset) -> xr.Dataset:
 
 def _only(ds: xr.Dataset, columns: Mapping[str, Column]) -> xr.Dataset:
     return ds.reset_coords()[[column.name for column in columns.values() if column.name not in ds.dims]]
+
+
+def _check_columns(raw: xr.Dataset | pd.DataFrame, columns: Mapping[str, Column], report: Report) -> None:
+    """Errors for columns that are missing, and for fields on a grid."""
+    _require(columns, ("latitude", "longitude", "time"), raw, report)
+    if isinstance(raw, xr.Dataset) and _is_grid(raw, columns):
+        found = f"{' x '.join(str(raw[columns[role].name].size) for role in ('latitude', 'longitude'))} cells of a grid"
+        fix = "Fields come to stations by xsm.at_stations(ds, stations)"
+        report.error("station", found, "reports of stations", fix, kind=GridError)
+    rejected = {finding.subject for finding in report.select("error")} & set(surface_rows())
+    if not (set(columns) - set(PLACES) or rejected):
+        known = ", ".join(surface_rows())
+        report.error("variables", f"nothing known among {', '.join(map(str, raw))}", f"at least one of {known}")
 
 
 def _require(columns: Mapping[str, Column], needed: tuple[str, ...], raw, report: Report) -> None:
