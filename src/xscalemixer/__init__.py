@@ -25,6 +25,8 @@ _LAZY = {
     "TrainConfig": "training",
     "Stage": "training",
     "score": "verification",
+    "read_stations": "stations",
+    "at_stations": "stations",
     "climatology": "verification",
     "climatology_forecast": "verification",
     "persistence_forecast": "verification",

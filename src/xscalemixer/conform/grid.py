@@ -79,7 +79,8 @@ def _problem(latitude: xr.DataArray, longitude: xr.DataArray) -> tuple[str, ...]
         return f"latitudes from {latitude.values.min():g} to {latitude.values.max():g}", "-90..90 degrees north", ""
     if latitude.ndim == longitude.ndim == 1 and latitude.dims == longitude.dims:
         found = f"points along one dimension ({latitude.dims[0]}): a reduced or unstructured grid, or stations"
-        return found, "a grid with two dimensions", "Interpolate to a latitude-longitude grid first"
+        fix = "Interpolate to a latitude-longitude grid first; stations as a truth: xsm.read_stations(ds)"
+        return found, "a grid with two dimensions", fix
     if (latitude.ndim, longitude.ndim) not in ((1, 1), (2, 2)) or latitude.size < 2 or longitude.size < 2:
         found = f"latitude of shape {latitude.shape} and longitude of shape {longitude.shape}"
         return found, "two 1-D or two 2-D coordinates of at least 2 x 2 points", ""

@@ -28,7 +28,7 @@ _STANDARD_NAMES = {
 }
 _CLOUD_LAYERS = {"lcc": "lowCloudLayer", "mcc": "middleCloudLayer", "hcc": "highCloudLayer"}
 _LEVEL_TYPES = ("surface", "meanSea", "atmosphereSingleLayer", "atmosphere", "entireAtmosphere", "heightAboveGround", "unknown")
-_AXES = {"time", "latitude", "longitude", "y", "x"}
+_AXES = {"time", "latitude", "longitude", "y", "x", "station"}
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,16 @@ from xscalemixer.verification.alignment import read_analysis
 __all__ = ["climatology"]
 
 _DAYS = 366
+_CUT = ("latitude", "y", "station")  # dims that are cut into chunks where the archive is lazy
 
 
 def climatology(ds: xr.Dataset, *, window: int = 15, variables: Iterable[str] | None = None) -> xr.Dataset:
-    """Mean of an archive for each grid point, hour of day and day of year.
+    """Mean of an archive for each grid point or station, hour of day and day of year.
 
     Parameters
     ----------
     ds : Dataset
-        Fields at valid times, in any layout, names and units; the longer, the better.
+        Fields at valid times, or reports of stations, in any layout, names and units; the longer, the better.
     window : int
         Days before and after a day of year whose values count too, across the turn of the year.
     variables : iterable of str, optional
@@ -31,9 +32,9 @@ def climatology(ds: xr.Dataset, *, window: int = 15, variables: Iterable[str] | 
     Returns
     -------
     Dataset
-        Canonical names and units, dims ``(hour, dayofyear, [level], latitude, longitude)``, lazy where ``ds`` is (in chunks
-        of places). Hours (UTC) and days of year (1..366) are those with at least one value in the window; ``samples(hour,
-        dayofyear)`` says how many. NaN in the archive do not count.
+        Canonical names and units, dims ``(hour, dayofyear, [level], latitude, longitude)`` or ``(..., station)``, lazy where
+        ``ds`` is (in chunks of places). Hours (UTC) and days of year (1..366) are those with at least one value in the window;
+        ``samples(hour, dayofyear)`` says how many. NaN in the archive do not count.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def _window_weights(time: xr.DataArray, window: int):
 
 def _windowed(array: xr.DataArray, weights, hours: int, days: int) -> xr.DataArray:
     if array.chunks is not None:
-        array = array.chunk({"time": -1, array.dims[-2]: "auto"})
+        array = array.chunk({"time": -1, next(dim for dim in array.dims if dim in _CUT): "auto"})
     mean = xr.apply_ufunc(
         partial(_window_mean, weights, hours, days),
         array,

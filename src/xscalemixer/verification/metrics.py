@@ -1,9 +1,11 @@
-r"""Metrics on grids: area means of one field each, and what follows from their averages over many fields.
+r"""Metrics: means over the area or the stations of one field each, and what follows from their averages over many fields.
 
 Notation: forecast :math:`f` (the mean of the members, if there are any), truth :math:`a`, climatology :math:`c`, anomalies
 :math:`f' = f - c` and :math:`a' = a - c`, members :math:`x_1 .. x_M`. :math:`\langle \cdot \rangle` is the mean over the cells
 of one field, weighted with the area of each cell (half-cell bounds of the actual grid; cells where either side has no value
-count nowhere), and :math:`E` the mean over fields, each of which counts the same. Units are those of the variable, or 1.
+count nowhere), and :math:`E` the mean over fields, each of which counts the same. At stations all reports have the weight 1 in
+:math:`\langle \cdot \rangle`, and a field counts in :math:`E` as often as it has reports, so that both together are the mean
+over all reports. Units are those of the variable, or 1.
 
 ============== ============================================================================ ====== =============
 metric         formula                                                                      units  reference
@@ -122,20 +124,22 @@ def field_means(
         With the dims of ``truth``, and ``member`` or not.
     truth, climatology : xr.DataArray
     area : xr.DataArray
-        Weights, with the two horizontal dims.
+        Weights, with the two horizontal dims, or ones with the dim ``station``.
 
     Returns
     -------
     dict
-        One DataArray for each name without the horizontal dims, and ``share``: the share (0..1) of the area with values.
+        One DataArray for each name without the horizontal dims; ``share``: the share (0..1) of the area with values; and
+        ``weight``: how much the field counts in averages over fields, 1 on grids and the number of reports at stations, 0
+        where there is no value.
     """
     members = ("member",) if "member" in forecast.dims else ()
     arrays = [forecast, truth, area] + ([climatology] if climatology is not None else [])
     cores = [(*members, *area.dims)] + [area.dims] * (len(arrays) - 1)
     arrays = [array.chunk(dict.fromkeys(core, -1)) if array.chunks else array for array, core in zip(arrays, cores, strict=True)]
-    names = ("share", *names)
+    names = ("share", "weight", *names)
     means = xr.apply_ufunc(
-        partial(_means, names, bool(members)),
+        partial(_means, names, bool(members), area.ndim),
         *arrays,
         input_core_dims=cores,
         output_core_dims=[("mean",)],
@@ -146,21 +150,32 @@ def field_means(
     return {name: means.isel(mean=i) for i, name in enumerate(names)}
 
 
-def _means(names: tuple[str, ...], has_members: bool, forecast, truth, area, climatology=None) -> np.ndarray:
-    """Fields of shape (..., [M], H, W) and (..., H, W) to means of shape (..., len(names)), a block of fields at a time."""
-    lead = np.broadcast_shapes(truth.shape[:-2], forecast.shape[: -3 if has_members else -2])
-    flat = lambda array, kept: np.broadcast_to(array, lead + array.shape[-kept:]).reshape(-1, *array.shape[-kept:])
-    forecast, truth = flat(forecast, 3 if has_members else 2), flat(truth, 2)
-    climatology = None if climatology is None else flat(climatology, 2)
+def _means(names: tuple[str, ...], has_members: bool, ndim: int, forecast, truth, area, climatology=None) -> np.ndarray:
+    """Fields of shape (..., [M], *places) and (..., *places) to means of shape (..., len(names)), a block of fields at a time."""
+    kept = has_members + ndim
+    lead = np.broadcast_shapes(truth.shape[:-ndim], forecast.shape[:-kept])
+
+    def flat(array: np.ndarray, kept: int) -> np.ndarray:
+        """Shape (N, [M], places)."""
+        own = array.shape[-kept:]
+        return np.broadcast_to(array, lead + own).reshape(-1, *own[: kept - ndim], area.size)
+
+    forecast, truth = flat(forecast, kept), flat(truth, ndim)
+    climatology = None if climatology is None else flat(climatology, ndim)
     out = np.empty((len(truth), len(names)))
     step = max(1, _BLOCK // max(1, forecast[:1].size))
     for start in range(0, len(truth), step):
         block = slice(start, start + step)
         fields = forecast[block].astype("f8"), truth[block].astype("f8")
         background = None if climatology is None else climatology[block].astype("f8")
-        means = _block_means(*fields, area, background, has_members)
+        means = _block_means(*fields, area.ravel(), background, has_members)
+        means["weight"] = partial(_field_weight, means["share"](), area.size if ndim == 1 else None)
         out[block] = np.stack([means[name]() for name in names], axis=-1)
     return out.reshape(*lead, len(names))
+
+
+def _field_weight(share: np.ndarray, stations: int | None) -> np.ndarray:
+    return np.where(share > 0, 1.0, 0.0) if stations is None else np.round(share * stations)
 
 
 def _block_means(forecast, truth, area, climatology, has_members: bool) -> dict[str, Callable[[], np.ndarray]]:
@@ -189,17 +204,17 @@ def _block_means(forecast, truth, area, climatology, has_members: bool) -> dict[
 
 
 def _weighted_mean(valid: np.ndarray, area: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """A function that averages over valid cells, (N, H, W) -> (N,), NaN where there is none; and their share of the area."""
+    """A function that averages over valid places, (N, P) -> (N,), NaN where there is none; and their share of the area."""
     weights = np.where(valid, area, 0.0)
-    total = weights.sum(axis=(-2, -1))
-    weights /= np.where(total > 0, total, np.nan)[:, None, None]
+    total = weights.sum(axis=-1)
+    weights /= np.where(total > 0, total, np.nan)[:, None]
     everywhere = valid.all()
-    mean = lambda values: np.einsum("nij,nij->n", values if everywhere else np.where(valid, values, 0.0), weights)
+    mean = lambda values: np.einsum("np,np->n", values if everywhere else np.where(valid, values, 0.0), weights)
     return mean, total / area.sum()
 
 
 def _centered(values: np.ndarray, mean: Callable) -> np.ndarray:
-    return values - mean(values)[:, None, None]
+    return values - mean(values)[:, None]
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, mean: Callable) -> np.ndarray:

@@ -96,11 +96,11 @@ def score(
     means = _compute(aligned, chosen, report)
     averaged = [dim for dim in ("reference_time", "lead_time") if dim not in by]
     members = xr.DataArray([_members(a) for a in aligned.values()], {"model": list(aligned)}, dims="model")
-    scores = _scores(means, chosen, members, lambda field: field.mean(averaged), root)
+    scores = _scores(means, chosen, members, lambda field: _mean(field, means["weight"], averaged), root)
     if skill_against is not None:
         spread = _draws(means, chosen, members, averaged, root, draws, block, seed, report)
         scores |= _compared(scores, spread, skill_against)
-    scores["count"] = means["share"].notnull().sum(averaged).astype("f8")
+    scores["count"] = means["weight"].sum(averaged)
     out = _assemble(scores, aligned)
     attrs = {"title": "scores", "root": f"{root} averaging", "region": "all" if region is None else str(tuple(region))}
     out = out.assign_attrs(attrs | {"averaged_over": ", ".join(averaged) or "nothing", "report": repr(report)})
@@ -159,7 +159,9 @@ def _compute(aligned: Mapping[str, Aligned], metrics: tuple[str, ...], report: R
     lazy = {model: _field_means(one, names) for model, one in aligned.items()}
     (computed,) = dask.compute(lazy)
     models = list(computed)
-    joined = {name: xr.concat([computed[m][name] for m in models], xr.Variable("model", models)) for name in ("share", *names)}
+    joined = {
+        name: xr.concat([computed[m][name] for m in models], xr.Variable("model", models)) for name in ("share", "weight", *names)
+    }
     _check_share(joined["share"], report)
     shared = (joined["share"] > 0).all("model")
     return {name: mean.where(shared) for name, mean in joined.items()}
@@ -180,7 +182,7 @@ def _field_means(one: Aligned, names: tuple[str, ...]) -> dict[str, xr.Dataset]:
         if wants_crps:
             means |= {"crps": means["mae"], "crps_fair": means["mae"] * np.nan} if lacks_members else crps(field, truth, one.area)
         by_variable[variable] = means
-    return {name: xr.Dataset({v: means[name] for v, means in by_variable.items()}) for name in ("share", *names)}
+    return {name: xr.Dataset({v: means[name] for v, means in by_variable.items()}) for name in ("share", "weight", *names)}
 
 
 def _check_share(share: xr.Dataset, report: Report) -> None:
@@ -216,14 +218,20 @@ def _draws(means, metrics, members, averaged, root, draws, block, seed, report) 
     report.assume("differences", f"95 % intervals from {draws} resamples of {starts} starts in blocks of {length}")
     counts = resampled_counts(starts, draws, length, seed)
     ordered = {name: mean.sortby("reference_time") for name, mean in means.items()}
-    weighted = lambda field: field.map(lambda array: _resampled_mean(array, counts, averaged))
+    weighted = lambda field: field.map(lambda array: _resampled_mean(array, ordered["weight"][array.name], counts, averaged))
     return _scores(ordered, errors, members, weighted, root)
 
 
-def _resampled_mean(array: xr.DataArray, counts: xr.DataArray, dims: list[str]) -> xr.DataArray:
-    array = array.drop_vars("reference_time")
-    number = xr.dot(counts, array.notnull().astype("f8"), dim=dims)
-    return xr.dot(counts, array.fillna(0.0), dim=dims) / number.where(number > 0)
+def _mean(field: xr.Dataset, weight: xr.Dataset, dims: list[str]) -> xr.Dataset:
+    """Mean over fields, each with its weight."""
+    total = weight.where(field.notnull()).sum(dims)
+    return (field * weight).sum(dims) / total.where(total > 0)
+
+
+def _resampled_mean(array: xr.DataArray, weight: xr.DataArray, counts: xr.DataArray, dims: list[str]) -> xr.DataArray:
+    array, weight = array.drop_vars("reference_time"), weight.drop_vars("reference_time")
+    number = xr.dot(counts, weight.where(array.notnull(), 0.0), dim=dims)
+    return xr.dot(counts, (array * weight).fillna(0.0), dim=dims) / number.where(number > 0)
 
 
 def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset], against: str) -> dict[str, xr.Dataset]:
