@@ -20,9 +20,9 @@ All fields are normalized; a step takes the global state at t and the regional h
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -215,40 +215,32 @@ class ScaleMixerConfig:
     @classmethod
     def tiny(cls, **changes) -> ScaleMixerConfig:
         """For tests: global 32x64, region 2x3 patches at five times the resolution."""
-        outer = BackboneConfig(
-            **_globe(5.625), channels=9, statics=2, forcings=1, patch=4, depth=4, head_widths=(32, 16), head_strides=(2, 2)
+        branches = _sunlit_branches(
+            {**_globe(5.625), "channels": 9, "patch": 4, "depth": 4, "head_widths": (32, 16), "head_strides": (2, 2)},
+            {**_box(45.0, 67.5, 1.125, (40, 60)), "patch": 20, "depth": 2, "head_widths": (32, 16), "head_strides": (4, 5)},
         )
-        inner = BackboneConfig(
-            **_box(45.0, 67.5, 1.125, (40, 60)), channels=7, statics=2, forcings=12, patch=20, depth=2,
-            head_widths=(32, 16), head_strides=(4, 5),
-        )  # fmt: skip
-        return replace(cls(outer=outer, inner=inner, width=32, heads=2, blocks=2, sampler=SamplerConfig(keys=8)), **changes)
+        settings = {"width": 32, "heads": 2, "blocks": 2, "sampler": SamplerConfig(keys=8)}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def small(cls, **changes) -> ScaleMixerConfig:
         """For a CPU: global 32x64 in 2x2 patches, region 60x95 in 5x5 patches, about 5 M parameters."""
-        outer = BackboneConfig(
-            **_globe(5.625), channels=60, statics=2, forcings=2, patch=2, depth=8, head_widths=(128,), head_strides=(2,)
+        branches = _sunlit_branches(
+            {**_globe(5.625), "channels": 60, "patch": 2, "depth": 8, "head_widths": (128,), "head_strides": (2,)},
+            {**_box(67.5, 56.25, 1.125, (60, 95)), "patch": 5, "depth": 4, "head_widths": (64,), "head_strides": (5,)},
         )
-        inner = BackboneConfig(
-            **_box(67.5, 56.25, 1.125, (60, 95)), channels=7, statics=2, forcings=12, patch=5, depth=4,
-            head_widths=(64,), head_strides=(5,),
-        )  # fmt: skip
-        base = cls(outer=outer, inner=inner, width=128, heads=4, sampler=SamplerConfig(keys=32), detail=24, sunlit_channel=6)
-        return replace(base, **changes)
+        settings = {"width": 128, "heads": 4, "sampler": SamplerConfig(keys=32), "detail": 24, "sunlit_channel": 6}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def base(cls, **changes) -> ScaleMixerConfig:
-        """For one GPU: global 1 degree (180x360), region 160x200 at 0.2 degrees, about 120 M parameters."""
-        outer = BackboneConfig(
-            **_globe(1.0), channels=71, statics=2, forcings=2, patch=4, depth=12, head_widths=(576, 288), head_strides=(2, 2)
+        """For one GPU: global 1 degree (180x360), region 160x200 at 0.2 degrees, 115 M parameters."""
+        branches = _sunlit_branches(
+            {**_globe(1.0), "channels": 71, "patch": 4, "depth": 12, "head_widths": (576, 288), "head_strides": (2, 2)},
+            {**_box(56.0, 72.0, 0.2, (160, 200)), "patch": 20, "depth": 4, "head_widths": (384, 96), "head_strides": (4, 5)},
         )
-        inner = BackboneConfig(
-            **_box(56.0, 72.0, 0.2, (160, 200)), channels=7, statics=2, forcings=12, patch=20, depth=4,
-            head_widths=(384, 96), head_strides=(4, 5),
-        )  # fmt: skip
-        base = cls(outer=outer, inner=inner, width=576, heads=9, sampler=SamplerConfig(keys=64), detail=32, sunlit_channel=6)
-        return replace(base, **changes)
+        settings = {"width": 576, "heads": 9, "sampler": SamplerConfig(keys=64), "detail": 32, "sunlit_channel": 6}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def paper(cls, **changes) -> ScaleMixerConfig:
@@ -261,12 +253,21 @@ class ScaleMixerConfig:
             **_box(56.0, 72.0, 0.05, (800, 1280)), channels=7, statics=2, patch=40, depth=4,
             head_widths=(1024, 384, 96), head_strides=(2, 4, 5),
         )  # fmt: skip
-        return replace(cls(outer=outer, inner=inner, width=1536, heads=16, sampler=SamplerConfig(keys=256, layers=1)), **changes)
+        settings = {"width": 1536, "heads": 16, "sampler": SamplerConfig(keys=256, layers=1)}
+        return cls(**{"outer": outer, "inner": inner, **settings, **changes})
 
 
 def _choice(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}; choose one of {allowed}")
+
+
+def _sunlit_branches(outer: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
+    """Both branches with two static fields and insolation: six hours before and after for the globe, each hour for the region."""
+    return {
+        "outer": BackboneConfig(**outer, statics=2, forcings=2),
+        "inner": BackboneConfig(**inner, channels=7, statics=2, forcings=2 * HOURS),
+    }
 
 
 def _globe(step: float) -> dict:
@@ -578,8 +579,13 @@ class ScaleMixer(nn.Module):
         size = [abs(lat[0] - lat[-1]) / (len(lat) - 1), (lon[-1] - lon[0]) / (len(lon) - 1)]
         register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         register("patch_size", size)
-        register("domain", [[lat[-1], lon[0]], [lat[0], lon[-1]]])
         register("box_edges", [[edge_lat[-1], edge_lon[0]], [edge_lat[0], edge_lon[-1]]])
+        allowed = _key_domain(self.config).reshape(self.outer_grid.shape)
+        self.wraps = self.outer_grid.periodic and bool(allowed.any(0).all())
+        lat, lon = lat[allowed.any(1)], lon[allowed.any(0)]
+        if self.outer_grid.periodic and not self.wraps:
+            lon = _frame(lon, edge_lon[0], edge_lon[-1])
+        register("domain", [[lat.min(), lon.min()], [lat.max(), lon.max()]])
 
     def forward(self, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Keys]:
         """(B, N_g, d), (B, N_r, d) -> the same shapes and the keys with their final positions."""
@@ -625,18 +631,21 @@ class ScaleMixer(nn.Module):
         return torch.stack([lat / 90.0, ((lon - middle + 180.0) % 360.0 - 180.0) / 180.0], -1)
 
     def _inside_domain(self, positions: Tensor) -> Tensor:
-        """Clip to the token centers; a periodic longitude wraps instead."""
+        """Clip to the centers of the tokens that may be keys; longitude wraps instead where they go around the globe."""
         low, high = self.domain
-        clipped = positions.clamp(low, high)
-        if not self.outer_grid.periodic:
-            return clipped
-        return torch.stack([clipped[..., 0], positions[..., 1] % 360.0], -1)
+        if self.wraps:
+            return torch.stack([positions[..., 0].clamp(low[0], high[0]), positions[..., 1] % 360.0], -1)
+        return (self._into_box_frame(positions) if self.outer_grid.periodic else positions).clamp(low, high)
 
     def _into_box_frame(self, positions: Tensor) -> Tensor:
         """Longitudes in the convention of the box."""
-        west, east = self.box_edges[:, 1]
-        cut = (west + east) / 2 - 180.0  # the seam lies opposite the box
-        return torch.stack([positions[..., 0], cut + (positions[..., 1] - cut) % 360.0], -1)
+        return torch.stack([positions[..., 0], _frame(positions[..., 1], *self.box_edges[:, 1])], -1)
+
+
+def _frame(longitude, west, east):
+    """Longitudes counted so that their seam lies opposite the box between ``west`` and ``east``."""
+    cut = (west + east) / 2 - 180.0
+    return cut + (longitude - cut) % 360.0
 
 
 def sample_bilinear(
