@@ -133,7 +133,7 @@ class Forecaster:
         return nn.ModuleDict({"network": self.network, "cold_start": self.cold_start})
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.modules.parameters())
 
