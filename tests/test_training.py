@@ -13,7 +13,7 @@ import xscalemixer as xsm
 from xscalemixer import training
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.training import OUTER, Stage, TrainConfig, channel_weights, row_weights
+from xscalemixer.training import OUTER, Stage, TrainConfig, TrainingData, channel_weights, row_weights
 
 HOURS = START + np.arange(1, 73) * HOUR
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
@@ -282,3 +282,22 @@ def test_patches_start_where_global_cells_do():
     assert training._nesting_offset(edges, inner, 5) == (2, 4)
     flush = Grid.regular("66.9375", "56.8125", "1.125", (20, 30))
     assert training._nesting_offset(edges, flush, 5) == (0, 0)
+
+
+@torch.inference_mode()
+def test_cold_start_trains_on_what_it_will_be_given(tree):
+    """The first sample, sent through the network by hand, is the history that a forecast would invent."""
+    data = TrainingData.of(config(), tree)
+    model = data.fresh_model(config())
+    torch.nn.init.normal_(model.cold_start.head.weight, std=0.1)
+    samples = training._ColdStartSamples(data, model, PERIODS["train"])
+    sample = {name: value[None] for name, value in samples[0].items()}
+    i, j = samples.windows.starts[0]
+    time = data.series["outer"].time[i]
+    by_hand = model.scale_inner.inverse(model.cold_start(sample["fields"], sample["sun"]))
+    invented = model.invent_history(torch.from_numpy(data.series["outer"].values[i : i + 1]), time)
+    torch.testing.assert_close(invented, model.bound(by_hand, sample["sun"] * model.sunlit_scale))
+    truth = data.series["inner"]
+    assert truth.time[j] == time
+    wanted = torch.from_numpy(truth.values[None, j - 5 : j + 1])
+    torch.testing.assert_close(model.scale_inner.inverse(sample["inner"]), wanted, rtol=1e-4, atol=1e-3)
