@@ -137,7 +137,7 @@ def test_order_of_keys_does_not_matter():
     model = stir(build())
     mixer, outer, inner = model.mixers[0], torch.randn(1, 128, 32), torch.randn(1, 6, 32)
     keys = mixer.sampler(outer)
-    turned = keys._replace(index=keys.index.flip(1), tokens=keys.tokens.flip(1), positions=keys.positions.flip(1))
+    turned = keys._replace(chosen=keys.chosen.flip(1), tokens=keys.tokens.flip(1), positions=keys.positions.flip(1))
     results = [mixer.inform(inner, mixer.refine(*mixer.look(k, outer), inner)) for k in (keys, turned)]
     torch.testing.assert_close(*results)
 
@@ -167,9 +167,9 @@ def test_softmax_gate_is_the_literal_product():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, gate="softmax")))
     tokens = torch.randn(1, 128, 32)
     keys = sampler(tokens)
-    torch.testing.assert_close(keys.tokens, tokens[:, keys.index[0]] * keys.scores[:, keys.index[0], None])
+    torch.testing.assert_close(keys.tokens, tokens[:, keys.chosen[0]] * keys.scores[:, keys.chosen[0], None])
     assert keys.scores.sum().item() == pytest.approx(1.0, abs=1e-5)
-    assert set(keys.index[0].tolist()) == set(keys.scores[0].topk(8).indices.tolist())
+    assert set(keys.chosen[0].tolist()) == set(keys.scores[0].topk(8).indices.tolist())
 
 
 def test_sampling_at_token_centers_returns_the_tokens():
@@ -268,22 +268,22 @@ def test_uncoupled_nobody_hears_anybody():
 def test_ablations_share_the_code_path(mode):
     model, x = build(sampler=SamplerConfig(keys=8, mode=mode)), inputs()
     first, second = model(**x), model(**x)
-    assert first.keys[0].index.shape == (2, 8)
-    assert len(set(first.keys[0].index[0].tolist())) == 8
+    assert first.keys[0].chosen.shape == (2, 8)
+    assert len(set(first.keys[0].chosen[0].tolist())) == 8
     assert torch.equal(first.inner, second.inner)  # also random keys repeat themselves at inference
 
 
 def test_random_keys_are_drawn_anew_in_training():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, mode="random"))).train()
     tokens = torch.randn(1, 128, 32)
-    assert not torch.equal(sampler(tokens).index, sampler(tokens).index)
+    assert not torch.equal(sampler(tokens).chosen, sampler(tokens).chosen)
 
 
 def test_halo_keeps_keys_near_the_box():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, halo=1)))
     allowed = sampler.allowed.view(8, 16)
     assert allowed.sum() == 4 * 5  # 2 x 3 patches and one around
-    assert sampler.allowed[sampler(torch.randn(1, 128, 32)).index].all()
+    assert sampler.allowed[sampler(torch.randn(1, 128, 32)).chosen].all()
 
 
 @pytest.mark.parametrize("west", [67.5, 337.5, -22.5, 157.5])
@@ -298,7 +298,7 @@ def test_keys_that_move_stay_in_the_halo(west):
         assert (key.positions[..., 0] <= lat[0] + 22.5 + 1e-4).all() and (key.positions[..., 0] >= lat[-1] - 22.5 - 1e-4).all()
         east = (key.positions[..., 1] - (lon[0] - 22.5) + 1e-3) % 360
         assert (east <= lon[-1] - lon[0] + 45.0 + 2e-3).all()
-        start = model.mixers[0].sampler.centers[key.index]
+        start = model.mixers[0].sampler.centers[key.chosen]
         assert (key.positions - start)[..., 0].abs().max() > 10.0  # they did move
 
 

@@ -6,9 +6,9 @@ import hashlib
 import logging
 import numbers
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import cast, get_args
@@ -37,6 +37,8 @@ from xscalemixer.store import ForecastStore
 __all__ = ["check", "coupling_response", "forecast", "key_positions"]
 
 log = logging.getLogger(__name__)
+
+Describe = Callable[..., xr.Dataset]  # fields and lead times to a forecast with everything else filled in
 
 HOUR = np.timedelta64(1, "h")
 HORIZON = 48  # hours; the shipped model was verified up to here, on its twin world
@@ -107,18 +109,19 @@ def forecast(
     attrs = _provenance(model, start, report, hours)
     if diagnose:
         attrs["coupling_response"] = coupling_response(model, state)
-    describe = {
-        "schema": model.inner.schema,
-        "grid": _in_convention(model.inner.grid, start.west_negative),
-        "reference_time": state.time,
-        "attrs": attrs,
-        "static": model.static,
-    }
+    describe = partial(
+        forecast_dataset,
+        schema=model.inner.schema,
+        grid=_in_convention(model.inner.grid, start.west_negative),
+        reference_time=state.time,
+        attrs=attrs,
+        static=model.static,
+    )
     with _progress_bar(hours, progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
         blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
-        return forecast_dataset(np.concatenate(blocks), lead_time=np.arange(1, hours + 1), **describe)
+        return describe(np.concatenate(blocks), lead_time=np.arange(1, hours + 1))
 
 
 def check(
@@ -167,7 +170,7 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         {
             "latitude": (("block", "key"), positions[..., 0], {"standard_name": "latitude", "units": "degrees_north"}),
             "longitude": (("block", "key"), positions[..., 1] % 360, {"standard_name": "longitude", "units": "degrees_east"}),
-            "score": (("block", "key"), stack(lambda key: key.scores[0, key.index[0]]), {"units": "1"}),
+            "score": (("block", "key"), stack(lambda key: key.scores[0, key.chosen[0]]), {"units": "1"}),
             "importance": (
                 ("block", "token_latitude", "token_longitude"),
                 stack(lambda key: key.scores[0].unflatten(0, (lat.size, lon.size))),
@@ -438,7 +441,9 @@ def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
         raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
 
 
-def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
+def _stream(
+    model: Forecaster, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar
+) -> xr.Dataset:
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
@@ -447,7 +452,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
         store = ForecastStore.resume(to, run)
     else:
         empty = dask.array.full((hours, len(model.inner.schema), *model.inner.grid.shape), np.nan, dtype="f4")
-        template = forecast_dataset(empty, lead_time=np.arange(1, hours + 1), **describe)
+        template = describe(empty, lead_time=np.arange(1, hours + 1))
         store = ForecastStore.create(to, template, run, overwrite=overwrite)
     with store:
         done = store.next_lead
@@ -457,7 +462,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
             start = State(start.time + done * HOUR, outer, inner)
         for state, fields in _blocks(model, start, hours, done, bar) if done < hours else ():
             leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
-            block = forecast_dataset(fields, lead_time=leads, **describe)
+            block = describe(fields, lead_time=leads)
             store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
         store.finish()
     return xr.open_zarr(to)
@@ -561,4 +566,4 @@ def _digest(state: State) -> str:
 
 
 def _text(time: np.datetime64) -> str:
-    return str(np.datetime64(time, "m"))
+    return str(time.astype("datetime64[m]"))

@@ -153,19 +153,20 @@ def train(config: TrainConfig, tree: xr.DataTree, *, folder: str | Path | None =
         training, if a loss is not finite.
     """
     data = TrainingData.of(config, tree)
-    finished = _finished_stages(config, data, Path(folder)) if folder else {}
+    kept = None if folder is None else Path(folder)
+    finished = {} if kept is None else _finished_stages(config, data, kept)
     torch.manual_seed(config.seed)
     model = data.fresh_model(config)
     for number, stage in enumerate(config.stages):
         torch.manual_seed(config.seed + number + 1)
-        if number in finished:
+        if kept is not None and number in finished:
             history = finished[number]["history"]
-            model.modules.load_state_dict(safetensors.torch.load_file(_stage_file(Path(folder), number, stage)))
-            log.info("stage %s: finished earlier, loaded from %s", stage.label, folder)
+            model.modules.load_state_dict(safetensors.torch.load_file(_stage_file(kept, number, stage)))
+            log.info("stage %s: finished earlier, loaded from %s", stage.label, kept)
         else:
             history = _run_stage(stage, config, data, model)
-            if folder:
-                _keep(model, {"run": _fingerprint(config, data, number), "history": history}, _stage_file(folder, number, stage))
+            if kept is not None:
+                _keep(model, {"run": _fingerprint(config, data, number), "history": history}, _stage_file(kept, number, stage))
         model.about.setdefault("training", []).append({**asdict(stage), **min(history, key=lambda record: record["validation"])})
     model.eval()
     return model
@@ -174,8 +175,8 @@ def train(config: TrainConfig, tree: xr.DataTree, *, folder: str | Path | None =
 # ------------------------------------------------------------------------------------------------------- finished stages
 
 
-def _stage_file(folder: str | Path, number: int, stage: Stage) -> Path:
-    return Path(folder) / f"{number}-{stage.label}.safetensors"
+def _stage_file(folder: Path, number: int, stage: Stage) -> Path:
+    return folder / f"{number}-{stage.label}.safetensors"
 
 
 def _keep(model: Forecaster, record: dict, path: Path) -> None:
@@ -455,7 +456,7 @@ def _run_stage(stage: Stage, config: TrainConfig, data: TrainingData, model: For
     """Train the part of the model that belongs to the stage; the model holds the best averaged weights afterwards."""
     module: nn.Module
     loss: Loss
-    sets: list[Dataset]
+    sets: list[Windows] | list[_ColdStartSamples]
     if stage.kind == "cold_start":
         module, loss = model.cold_start, _ColdStartLoss(data, stage)
         sets = [_ColdStartSamples(data, model, periods) for periods in (config.train, config.validation)]

@@ -294,6 +294,8 @@ def _box(north: float, west: float, step: float, shape: tuple[int, int]) -> dict
 class Position(nn.Module):
     """Adds to each token where it is: learned per token, or an MLP of its latitude and longitude."""
 
+    waves: Tensor
+
     def __init__(self, grid: TokenGrid, width: int, kind: str):
         super().__init__()
         self.learned = kind == "learned"
@@ -326,6 +328,8 @@ class GlobalModel(nn.Module):
     Any backbone can stand in that offers ``grid``, ``embed``, ``groups`` (callables on tokens) and ``decode``.
     """
 
+    statics: Tensor
+
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
         branch = config.outer
@@ -346,8 +350,7 @@ class GlobalModel(nn.Module):
         require_shape("global state", x, (None, self.config.channels, *self.config.shape))
         parts = [x, self.statics.expand(x.shape[0], -1, -1, -1) if statics is None else statics]
         if self.config.forcings:
-            require_shape("global forcing", forcing, (x.shape[0], self.config.forcings, *self.config.shape))
-            parts.append(forcing)
+            parts.append(require_shape("global forcing", forcing, (x.shape[0], self.config.forcings, *self.config.shape)))
         return self.position(self.embedding(torch.cat(parts, 1)))
 
     def decode(self, tokens: Tensor, x: Tensor) -> Tensor:
@@ -379,6 +382,8 @@ class GlobalModel(nn.Module):
 class RegionalModel(nn.Module):
     """Transformer for six regional hours from the six before."""
 
+    statics: Tensor
+
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
         branch = config.inner
@@ -395,15 +400,16 @@ class RegionalModel(nn.Module):
         head_width = width if config.coupling == "none" else 2 * width
         self.modulation = LeadTimeModulation(head_width)
         local = branch.channels + branch.statics + (2 if branch.forcings else 0)
-        self.heads = nn.ModuleList(
+        heads = [
             PredictionHead(
                 head_width, branch.head_widths, branch.head_strides, branch.channels, self.grid, detail=config.detail, local=local
             )
             for _ in range(HOURS)
-        )
+        ]
         if config.output == "residual":
-            for head in self.heads:
+            for head in heads:
                 start_small(head.last)
+        self.heads = nn.ModuleList(heads)
 
     def embed(self, history: Tensor, forcing: Tensor | None, calendar: Tensor) -> Tensor:
         """Hours t-5..t (B, 6, C, H, W), forcing (B, F, H, W), calendar (B, 4) to tokens (B, N_r, d)."""
@@ -415,7 +421,7 @@ class RegionalModel(nn.Module):
         if self.static_embedding is not None:
             tokens = tokens + self.static_embedding(self.statics[None])
         if self.forcing_embedding is not None:
-            require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
+            forcing = require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
             tokens = tokens + self.forcing_embedding(forcing)
         return self.position(tokens)
 
@@ -441,7 +447,8 @@ class RegionalModel(nn.Module):
         if self.sunlit_channel is None:
             return fields
         c = self.sunlit_channel
-        sunlit = forcing[:, HOURS:] * (0.5 + change[:, :, c])
+        insolation = require_shape("regional forcing", forcing, (None, 2 * HOURS, None, None))[:, HOURS:]
+        sunlit = insolation * (0.5 + change[:, :, c])
         return torch.cat([fields[:, :, :c], sunlit[:, :, None], fields[:, :, c + 1 :]], 2)
 
 
@@ -451,11 +458,11 @@ class RegionalModel(nn.Module):
 class Keys(NamedTuple):
     """Chosen key positions of one block.
 
-    index : (B, K) int, global tokens; tokens : (B, K, d) gated; positions : (B, K, 2) latitude and longitude in degrees;
+    chosen : (B, K) int, global tokens; tokens : (B, K, d) gated; positions : (B, K, 2) latitude and longitude in degrees;
     scores : (B, N_g) importance, sums to 1.
     """
 
-    index: Tensor
+    chosen: Tensor
     tokens: Tensor
     positions: Tensor
     scores: Tensor
@@ -463,6 +470,10 @@ class Keys(NamedTuple):
 
 class KeyPositionSampler(nn.Module):
     """Scores every global token and keeps the K most important ones (eqs 5-6)."""
+
+    centers: Tensor
+    allowed: Tensor
+    fixed: Tensor
 
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
@@ -550,8 +561,19 @@ def _spread_evenly(grid: TokenGrid, allowed: np.ndarray, keys: int) -> np.ndarra
     return candidates[chosen]
 
 
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ScaleMixer(nn.Module):
     """One exchange between the two token sets (eqs 5-13)."""
+
+    inner_latitude: Tensor
+    inner_longitude: Tensor
+    patch_size: Tensor
+    box_edges: Tensor
+    domain: Tensor
 
     def __init__(self, config: ScaleMixerConfig, alignment: Alignment):
         super().__init__()
@@ -563,7 +585,7 @@ class ScaleMixer(nn.Module):
         self.outer_to_keys = Attention(width, heads, extra=2)
         self.move = nn.Linear(width, 2)  # W_P
         self.keys_to_inner = Attention(width, heads)
-        nn.init.zeros_(self.move.weight), nn.init.zeros_(self.move.bias)
+        _start_at_zero(self.move)
         for name, axis in zip(("latitude", "longitude"), self.inner_grid.axes, strict=True):
             self.register_buffer(f"inner_{name}", torch.as_tensor(axis, dtype=torch.float32), persistent=False)
         self._register_extent()
@@ -571,7 +593,7 @@ class ScaleMixer(nn.Module):
             self.adapter = MLP(2 * width, width, width)
             if config.feedback == "residual":
                 # zero at first: training starts from the undisturbed global forecast
-                nn.init.zeros_(self.adapter[-1].weight), nn.init.zeros_(self.adapter[-1].bias)
+                _start_at_zero(self.adapter[-1])
 
     def _register_extent(self):
         lat, lon = self.outer_grid.axes
