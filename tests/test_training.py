@@ -168,6 +168,12 @@ def test_stages_of_other_data_are_refused(tree, kept):
         xsm.train(config(stages=STAGES[:1]), other, folder=kept)
 
 
+def test_another_name_is_the_same_run(tree, kept, caplog):
+    caplog.set_level("INFO", "xscalemixer")
+    assert xsm.train(config(name="other", stages=STAGES[:1]), tree, folder=kept).name == "other"
+    assert "finished earlier" in caplog.text
+
+
 def test_stages_without_a_record_are_refused(tree, tmp_path):
     (tmp_path / "0-global.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="0-global.safetensors: nothing beside it tells"):
@@ -210,6 +216,7 @@ def test_nan_in_the_data_is_named(tree):
         ({"stages": (Stage(kind="global", updates=0),)}, r"stages\[0\] \(global\): updates=0. Needed: 1 or more"),
         ({"stages": (Stage(kind="global", updates=1, peak=0.0),)}, "peak=0.0.*Needed: 0 < peak"),
         ({"calendar": ("moon",)}, r"calendar: unknown parts \['moon'\]"),
+        ({"ema": 1.0}, "ema: 1.0. Needed: 0 or more and less than 1"),
         ({"check_every": 0}, "check_every: 0. Needed: at least 1"),
         ({"train": (("2020-06-03", "yesterday"),)}, "train: .*yesterday.*Needed: pairs of dates"),
     ],

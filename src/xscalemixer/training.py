@@ -11,6 +11,7 @@ import sys
 import time as clock
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,7 @@ def _fingerprint(config: TrainConfig, data: TrainingData, number: int) -> dict[s
     run = {key: value for key, value in config.to_dict().items() if key not in ("name", "stages")}
     for i, stage in enumerate(config.stages[: number + 1]):
         run |= {f"stages[{i}].{key}": value for key, value in asdict(stage).items()}
-    return json.loads(json.dumps({**run, **data.digests()}))
+    return json.loads(json.dumps({**run, **data.digests}))
 
 
 def _finished_stages(config: TrainConfig, data: TrainingData, folder: Path) -> dict[int, dict]:
@@ -264,14 +265,16 @@ class TrainingData:
             statics[branch] = statics_of(ds)
         return cls(branches["outer"], branches["inner"], series, scaled, statics)
 
+    @cached_property
     def digests(self) -> dict[str, str]:
         """Hashes that tell other data, grids or statistics apart."""
-        texts = {}
+        found = {}
         for name, branch in (("outer", self.outer), ("inner", self.inner)):
-            texts[f"{name} statistics and grid"] = _digest(json.dumps(branch.to_dict(), sort_keys=True).encode())
+            found[f"{name} grid"] = _digest(np.array(branch.grid.latitude), np.array(branch.grid.longitude))
+            found[f"{name} statistics"] = _digest(*branch.stats.arrays(branch.schema))
             series = self.series[name]
-            texts[f"{name} data"] = _digest(series.time, series.values, self.statics[name])
-        return texts
+            found[f"{name} data"] = _digest(series.time, series.values, self.statics[name])
+        return found
 
     def fresh_model(self, config: TrainConfig) -> Forecaster:
         """A model of the configured size on these grids, with random weights."""
@@ -303,11 +306,11 @@ class TrainingData:
         return Windows(self.scaled["outer"], self.scaled["inner"], grids, periods, steps, scale, calendar)
 
 
-def _digest(*parts: bytes | np.ndarray) -> str:
+def _digest(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).view("u1").data)
-    return digest.hexdigest()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).view("u1").data)
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -409,6 +412,8 @@ def _check_settings(config: TrainConfig, report: Report) -> None:
             report.error(name, repr(getattr(config, name)), needed, f'{name}=(("2001-08-10", "2001-08-30"),)', kind=TimeError)
     if unknown := [part for part in config.calendar if part not in ("hour", "day")]:
         report.error("calendar", f"unknown parts {unknown}", '"hour" and "day", or one of them', kind=InputError)
+    if not 0 <= config.ema < 1:
+        report.error("ema", str(config.ema), "0 or more and less than 1", "ema=0.998", kind=InputError)
     if config.check_every < 1:
         report.error("check_every", str(config.check_every), "at least 1 update", "check_every=200", kind=InputError)
     if not config.stages:
