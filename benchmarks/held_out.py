@@ -39,8 +39,9 @@ def starts(tree: xr.DataTree) -> list[np.datetime64]:
 
 
 def baselines(regional: xr.Dataset, start: np.datetime64) -> dict[str, xr.Dataset]:
-    """Persistence of the last hour and of the last day, with dims (lead_time, lat, lon)."""
-    lead = xr.DataArray(np.arange(1, HOURS + 1), dims="lead_time", name="lead_time")
+    """Persistence of the last hour and of the last day, and the truth, with dims (lead_time, lat, lon)."""
+    hours = np.arange(1, HOURS + 1)
+    lead = xr.DataArray(hours, {"lead_time": hours}, "lead_time")
     same_hour = start + ((lead - 1) % 24 + 1 - 24) * HOUR
     pick = lambda times: regional.sel(time=times).drop_vars("time")
     return {
@@ -50,7 +51,14 @@ def baselines(regional: xr.Dataset, start: np.datetime64) -> dict[str, xr.Datase
     }
 
 
-def errors(tree: xr.DataTree, model: str) -> xr.Dataset:
+def on_cells_of(truth: xr.Dataset, fc: xr.Dataset) -> xr.Dataset:
+    """The forecast at the lead times and cells of the truth; a KeyError if one has no partner within a thousandth of a degree."""
+    cells = {"latitude": truth["lat"], "longitude": truth["lon"]}
+    fields = fc[list(UNITS)].sel(lead_time=truth["lead_time"]).sel(cells, method="nearest", tolerance=1e-3)
+    return fields.reset_coords(drop=True).assign_coords(truth.coords)
+
+
+def errors(tree: xr.DataTree, model: str | None) -> xr.Dataset:
     """Mean squared errors with dims (system, start, lead_time)."""
     regional = tree["regional"].to_dataset()[list(UNITS)].load()
     weights = np.cos(np.deg2rad(regional["lat"]))
@@ -59,10 +67,10 @@ def errors(tree: xr.DataTree, model: str) -> xr.Dataset:
         fc = tree.scalemixer.forecast(HOURS, model=model, init_time=start).isel(reference_time=0)
         fields = baselines(regional, start)
         truth = fields.pop("truth")
-        fields["model"] = truth.copy(data={name: fc[name].values for name in UNITS})
+        fields["model"] = on_cells_of(truth, fc)
         row = {name: mse(field, truth, preserve_dims="lead_time", weights=weights) for name, field in fields.items()}
         rows.append(xr.concat(row.values(), "system").assign_coords(system=list(row)))
-    return xr.concat(rows, "start").assign_coords(start=starts(tree), lead_time=np.arange(1, HOURS + 1))
+    return xr.concat(rows, "start").assign_coords(start=starts(tree))
 
 
 def table(rmse: xr.Dataset) -> str:

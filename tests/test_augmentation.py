@@ -11,6 +11,7 @@ from xscalemixer.variables import REGIONAL
 
 MODEL = forecaster()
 LAND = MODEL.network.outer.statics[1], MODEL.network.inner.statics[1]
+GUESSED = MODEL.cold_start.config.guessed
 
 
 def normalized_globe():
@@ -38,7 +39,7 @@ def shifted(monkeypatch):
         "inner": MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None],
         "calendar": torch.ones(1, 1, 4),
     }
-    return batch, SeasonShift(MODEL.outer, MODEL.inner, LAND, coldest=20.0)(batch)
+    return batch, SeasonShift(MODEL.outer, MODEL.inner, LAND, GUESSED, coldest=20.0)(batch)
 
 
 def test_temperature_falls_by_the_pattern(shifted):
@@ -76,6 +77,17 @@ def test_wind_pressure_and_calendar_stay(shifted):
 def test_half_of_the_samples_stay_as_they_are():
     torch.manual_seed(0)
     x = normalized_globe()[:, None].expand(200, -1, -1, -1, -1)
-    moved = SeasonShift(MODEL.outer, MODEL.inner, LAND, coldest=20.0)({"outer": x})["outer"]
+    moved = SeasonShift(MODEL.outer, MODEL.inner, LAND, GUESSED, coldest=20.0)({"outer": x})["outer"]
     same = ((moved - x).abs().amax((1, 2, 3, 4)) < 1e-5).float().mean()
     assert 0.35 < same < 0.65
+
+
+def test_first_guess_moves_with_the_channels_it_guesses(monkeypatch):
+    """In whatever order it comes; the other inputs of the cold start stay."""
+    monkeypatch.setattr(torch, "rand", lambda size: torch.zeros(size))
+    inner = MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None]
+    order = (4, 3, 0)  # sp, q2m, t2m
+    fields = torch.cat([inner[:, -1, list(order)], inner[:, -1, :2]], 1)
+    shifted = SeasonShift(MODEL.outer, MODEL.inner, LAND, order, coldest=20.0)({"inner": inner, "fields": fields})
+    torch.testing.assert_close(shifted["fields"][:, :3], shifted["inner"][:, -1, list(order)])
+    assert torch.equal(shifted["fields"][:, 3:], fields[:, 3:])

@@ -165,6 +165,15 @@ def test_each_branch_hears_the_other(model):
     assert set(uncoupled.values()) == {0.0}
 
 
+def test_coupling_response_says_who_moves_whom():
+    """Without feedback the driver moves the region and the region moves nothing."""
+    one_way = forecaster(coupling="one_way")
+    start, _ = forecasting.prepare(globe(), one_way)
+    response = forecasting.coupling_response(one_way, start.state)
+    assert response["driver_outside_moves_region"] > 0
+    assert response["region_moves_driver_inside"] == response["region_moves_driver_outside"] == 0
+
+
 def test_key_positions_are_on_the_globe(model):
     keys = globe().scalemixer.key_positions(model=model)
     assert keys.sizes == {"block": 2, "key": 8, "token_latitude": 8, "token_longitude": 16}
@@ -277,19 +286,58 @@ def test_start_with_time_zone(model):
     assert fc["reference_time"].values[0] == START
 
 
+def test_start_as_a_selection(model):
+    ds = xr.concat([globe([START - 6 * HOUR]), globe()], "time", data_vars="minimal")
+    for init_time in (ds["time"][0], ds["time"].values[:1], ds["time"].to_index()[0], ds["time"].to_index()[0].to_pydatetime()):
+        start, _ = forecasting.prepare(ds, model, init_time=init_time)
+        assert start.time == START - 6 * HOUR
+
+
+def test_start_in_the_calendar_of_the_data(model):
+    ds = globe().convert_calendar("standard", use_cftime=True)
+    start, _ = forecasting.prepare(ds, model, init_time=ds["time"][0])
+    assert start.time == START
+
+
+@pytest.mark.parametrize("init_time", [12, 1.5, True, np.int64(12), "soon", "NaT", globe()["time"][[0, 0]]], ids=str)
+def test_starts_that_are_no_dates(model, init_time):
+    with pytest.raises(TimeError, match="(?s)init_time: .*is not a date. Needed: an ISO date"):
+        xsm.forecast(globe(), 6, model=model, init_time=init_time)
+
+
+def test_phase_is_checked_even_if_nothing_needs_it(model):
+    with pytest.raises(InputError, match="""rh_phase: 'steam'. Needed: one of "water", "mixed", "ice\""""):
+        xsm.forecast(globe(), 6, model=model, rh_phase="steam")
+
+
+def test_tree_as_analyses_names_the_right_group(model):
+    tree = xr.DataTree.from_dict({"/global": globe(), "/regional": box()})
+    with pytest.raises(SchemaError, match=r'regional=tree\["regional"\].to_dataset\(\)'):
+        xsm.forecast(globe(), 6, model=model, regional=tree)
+
+
+@pytest.mark.parametrize("name", ["fc.nc", "fc.GRIB2", "fc.zip"])
+def test_store_that_is_called_like_a_file(model, tmp_path, name):
+    with pytest.raises(InputError, match=r"(?s)Zarr store is a folder; type to='.*fc.zarr'.*fc.to_netcdf\("):
+        xsm.forecast(globe(), 6, model=model, to=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_tree_without_global(model):
     tree = xr.DataTree.from_dict({"/world": globe()})
     with pytest.raises(SchemaError, match=r"'/global'.*xr.DataTree.from_dict"):
         tree.scalemixer.forecast(6, model=model)
 
 
-def test_unknown_device(model):
-    with pytest.raises(InputError, match="usable here: .*cpu"):
-        xsm.forecast(globe(), 6, model=model, device="abacus")
+@pytest.mark.parametrize("device", ["abacus", "cpu:9", "cuda:99", "cpu:x", ""])
+def test_unknown_device(model, device):
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used.*\n.*usable here: .*cpu"):
+        xsm.forecast(globe(), 6, model=model, device=device)
 
 
 def test_check_reports_without_running(model, monkeypatch):
     monkeypatch.setattr(type(model), "step", None)
+    monkeypatch.setattr(type(model), "invent_history", None)
     report = globe().scalemixer.check(model=model)
     assert report.ok
     assert "cold start" in repr(report)

@@ -2,7 +2,7 @@
 
 import pytest
 import xarray as xr
-from worlds import forecaster, globe
+from worlds import box, forecaster, globe
 
 from xscalemixer.__main__ import main
 
@@ -36,6 +36,16 @@ def test_forecast_writes_a_store(file, capsys):
     assert xr.open_zarr(file / "run.zarr").sizes["lead_time"] == 3
     assert main(arguments) == 1  # it exists
     assert "overwrite" in capsys.readouterr().err
+
+
+def test_warm_start_and_coupling_from_the_shell(file, capsys):
+    box().to_netcdf(file / "box.nc")
+    inputs = [str(file / "globe.nc"), "--model", str(file / "tiny"), "--regional", str(file / "box.nc")]
+    assert main(["check", *inputs]) == 0
+    assert "cold start" not in capsys.readouterr().out
+    assert main(["forecast", *inputs, "--hours", "1", "--to", str(file / "warm.zarr"), "--diagnose", "--device", "cpu"]) == 0
+    assert "region_moves_driver_inside" in capsys.readouterr().out
+    assert xr.open_zarr(file / "warm.zarr").attrs["start"] == "warm"
 
 
 def test_missing_file_is_one_line(capsys):

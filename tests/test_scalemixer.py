@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from xscalemixer.nn.patch import TokenGrid
 from xscalemixer.nn.scalemixer import (
     CoupledModel,
     GlobalModel,
     KeyPositionSampler,
+    Position,
     SamplerConfig,
     ScaleMixerConfig,
     sample_bilinear,
@@ -79,7 +81,7 @@ def test_forward_shapes(size):
 
 def test_base_builds_with_finite_size():
     with torch.device("meta"):
-        assert 100 < count(CoupledModel(ScaleMixerConfig.base())) < 130
+        assert count(CoupledModel(ScaleMixerConfig.base())) == pytest.approx(115, abs=1)
 
 
 # --- configuration
@@ -135,7 +137,7 @@ def test_order_of_keys_does_not_matter():
     model = stir(build())
     mixer, outer, inner = model.mixers[0], torch.randn(1, 128, 32), torch.randn(1, 6, 32)
     keys = mixer.sampler(outer)
-    turned = keys._replace(index=keys.index.flip(1), tokens=keys.tokens.flip(1), positions=keys.positions.flip(1))
+    turned = keys._replace(chosen=keys.chosen.flip(1), tokens=keys.tokens.flip(1), positions=keys.positions.flip(1))
     results = [mixer.inform(inner, mixer.refine(*mixer.look(k, outer), inner)) for k in (keys, turned)]
     torch.testing.assert_close(*results)
 
@@ -165,9 +167,9 @@ def test_softmax_gate_is_the_literal_product():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, gate="softmax")))
     tokens = torch.randn(1, 128, 32)
     keys = sampler(tokens)
-    torch.testing.assert_close(keys.tokens, tokens[:, keys.index[0]] * keys.scores[:, keys.index[0], None])
+    torch.testing.assert_close(keys.tokens, tokens[:, keys.chosen[0]] * keys.scores[:, keys.chosen[0], None])
     assert keys.scores.sum().item() == pytest.approx(1.0, abs=1e-5)
-    assert set(keys.index[0].tolist()) == set(keys.scores[0].topk(8).indices.tolist())
+    assert set(keys.chosen[0].tolist()) == set(keys.scores[0].topk(8).indices.tolist())
 
 
 def test_sampling_at_token_centers_returns_the_tokens():
@@ -266,22 +268,51 @@ def test_uncoupled_nobody_hears_anybody():
 def test_ablations_share_the_code_path(mode):
     model, x = build(sampler=SamplerConfig(keys=8, mode=mode)), inputs()
     first, second = model(**x), model(**x)
-    assert first.keys[0].index.shape == (2, 8)
-    assert len(set(first.keys[0].index[0].tolist())) == 8
+    assert first.keys[0].chosen.shape == (2, 8)
+    assert len(set(first.keys[0].chosen[0].tolist())) == 8
     assert torch.equal(first.inner, second.inner)  # also random keys repeat themselves at inference
 
 
 def test_random_keys_are_drawn_anew_in_training():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, mode="random"))).train()
     tokens = torch.randn(1, 128, 32)
-    assert not torch.equal(sampler(tokens).index, sampler(tokens).index)
+    assert not torch.equal(sampler(tokens).chosen, sampler(tokens).chosen)
 
 
 def test_halo_keeps_keys_near_the_box():
     sampler = KeyPositionSampler(replace(TINY, sampler=SamplerConfig(keys=8, halo=1)))
     allowed = sampler.allowed.view(8, 16)
     assert allowed.sum() == 4 * 5  # 2 x 3 patches and one around
-    assert sampler.allowed[sampler(torch.randn(1, 128, 32)).index].all()
+    assert sampler.allowed[sampler(torch.randn(1, 128, 32)).chosen].all()
+
+
+@pytest.mark.parametrize("west", [67.5, 337.5, -22.5, 157.5])
+def test_keys_that_move_stay_in_the_halo(west):
+    """Wherever the seams of the longitudes are: at most one global patch (22.5 degrees) from the centers of the box's patches."""
+    inner = replace(TINY.inner, longitude=tuple(west + 1.125 * (i + 0.5) for i in range(60)))
+    model = build(inner=inner, sampler=SamplerConfig(keys=8, halo=1, shift=5.0))
+    for mixer in stir(model).mixers:
+        mixer.move.weight.data.mul_(100.0)
+    lat, lon = inner.tokens.axes
+    for key in model(**inputs(replace(TINY, inner=inner))).keys:
+        assert (key.positions[..., 0] <= lat[0] + 22.5 + 1e-4).all() and (key.positions[..., 0] >= lat[-1] - 22.5 - 1e-4).all()
+        east = (key.positions[..., 1] - (lon[0] - 22.5) + 1e-3) % 360
+        assert (east <= lon[-1] - lon[0] + 45.0 + 2e-3).all()
+        start = model.mixers[0].sampler.centers[key.chosen]
+        assert (key.positions - start)[..., 0].abs().max() > 10.0  # they did move
+
+
+def test_halo_of_a_regional_driver_ends_at_its_edge():
+    outer = replace(
+        TINY.outer,
+        latitude=tuple(70 - 2.0 * i for i in range(36)),
+        longitude=tuple(40 + 2.0 * i for i in range(60)),
+        periodic=False,
+    )
+    mixer = build(outer=outer, sampler=SamplerConfig(keys=8, halo=2)).mixers[0]
+    allowed = mixer.sampler.centers[mixer.sampler.allowed]
+    moved = mixer._inside_domain(torch.tensor([[[90.0, 500.0], [-90.0, -500.0]]]))[0]
+    torch.testing.assert_close(moved, torch.stack([allowed.amax(0), allowed.amin(0)]))
 
 
 def test_regional_driver_works_and_does_not_wrap():
@@ -332,11 +363,15 @@ def test_any_box_comes_back_in_its_own_shape():
 
 
 def test_fourier_positions_depend_on_place_only():
-    model = build(positions="fourier")
-    state = model.outer.position
-    assert not state.learned
-    assert "outer.position.table" not in dict(model.named_parameters())
-    assert model(**inputs()).inner.isfinite().all()
+    """Token (i, j) of a box that begins one patch further south and east gets what token (i + 1, j + 1) gets here."""
+    position = build(positions="fourier").outer.position
+    grid = TINY.outer.tokens
+    part = TokenGrid(grid.latitude[4:], grid.longitude[4:], patch=4)
+    moved = Position(part, TINY.width, "fourier")
+    moved.load_state_dict(position.state_dict())
+    here = position(torch.zeros(1, len(grid), TINY.width)).unflatten(1, grid.shape)[:, 1:, 1:].flatten(1, 2)
+    torch.testing.assert_close(moved(torch.zeros(1, len(part), TINY.width)), here)
+    assert here.std(1).max() > 1e-3  # and other places get something else
 
 
 def test_global_loss_is_the_weighted_mean():

@@ -1,5 +1,8 @@
 """Training: every stage runs, repeats itself, resumes, and leaves alone what it must."""
 
+import json
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,7 @@ import xscalemixer as xsm
 from xscalemixer import training
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.nn.scalemixer import ScaleMixerConfig
-from xscalemixer.training import OUTER, Stage, TrainConfig, channel_weights, row_weights
+from xscalemixer.training import OUTER, Stage, TrainConfig, TrainingData, channel_weights, row_weights
 
 HOURS = START + np.arange(1, 73) * HOUR
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
@@ -41,14 +43,7 @@ def tree():
 
 def config(**changes):
     settings = {"name": "tiny", "size": "tiny", "stages": STAGES, "check_every": 1, "warmup": 1, **PERIODS}
-    settings["network"] = {"sunlit_channel": 6, "outer": _with_forcing()}
-    return TrainConfig(**{**settings, **changes})
-
-
-def _with_forcing():
-    from dataclasses import replace
-
-    return replace(ScaleMixerConfig.tiny().outer, forcings=2)
+    return TrainConfig(**{**settings, "network": {"sunlit_channel": 6}, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -82,34 +77,190 @@ def test_global_weights_stay_after_their_stage(tree):
     assert all(torch.equal(value, third[name]) for name, value in first.items())
 
 
-def test_training_learns(tree):
-    """On a smooth world eighty updates take a quarter off the error of the fresh model."""
-    stage = Stage(kind="regional", updates=80, batch=4, peak=5e-3)
-    model = xsm.train(config(stages=(stage,), check_every=80, ema=0.5), tree)
-    fresh = xsm.train(config(stages=(Stage(kind="regional", updates=1, peak=1e-9, floor=1e-9),)), tree)
-    losses = [m.about["training"][0]["validation"] for m in (model, fresh)]
-    assert losses[0] < 0.75 * losses[1], losses
+def test_training_learns(tree, tmp_path):
+    """Thirty updates take a tenth off the error of the fresh weights on what they were trained on."""
+    stage = Stage(kind="regional", updates=30, batch=2, peak=5e-3)
+    settings = {"stages": (stage,), "check_every": 30, "ema": 0.9, "validation": PERIODS["train"]}
+    xsm.train(config(**settings), tree, folder=tmp_path)
+    first, last = json.loads((tmp_path / "0-regional.json").read_text())["history"]
+    assert (first["update"], last["update"]) == (0, 30)
+    assert last["validation"] < 0.9 * first["validation"]
+
+
+# --- what is kept
+
+
+def test_moving_average_forgets_the_first_iterate():
+    """After 100 updates the first one weighs prod (1 + n) / (10 + n) for n = 1..99 = 100! 10! / 109!: nothing."""
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    average = training.moving_average(module, 0.998)
+    shares = []
+    for update in range(100):
+        torch.nn.init.constant_(module.weight, float(update == 0))
+        average.update_parameters(module)
+        shares.append(average.module.weight.item())
+    assert shares[:3] == pytest.approx([1, 2 / 11, 2 / 11 * 3 / 12])
+    assert shares[-1] == pytest.approx(math.factorial(100) * math.factorial(10) / math.factorial(109), rel=1e-9)
+    assert shares[-1] < 0.05
+
+
+def test_moving_average_keeps_its_decay_later():
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    average = training.moving_average(module, 0.5)
+    for value in (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0):  # (1 + 9) / (10 + 9) > 0.5
+        torch.nn.init.constant_(module.weight, value)
+        average.update_parameters(module)
+    assert average.module.weight.item() == pytest.approx(0.5)
+
+
+def test_starting_weights_are_kept_if_training_makes_them_worse():
+    module, progress = torch.nn.Linear(1, 1), training._Progress(STAGES[0])
+    start = module.weight.item()
+    progress.check(0, {"validation": 1.0}, module)
+    torch.nn.init.constant_(module.weight, 9.0)
+    progress.check(1, {"validation": 2.0}, module)
+    assert progress.best["weight"].item() == start
+    progress.check(2, {"validation": 0.5}, module)
+    assert progress.best["weight"].item() == 9.0
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"), [(True, "training loss is nan at update 1"), (False, "validation loss is nan at update 0")]
+)
+def test_loss_that_is_not_finite_stops(tree, monkeypatch, augment, message):
+    loss = training._CoupledLoss.__call__
+
+    def spoiled(self, module, batch, augment):
+        value, parts = loss(self, module, batch, augment)
+        return (value * torch.nan if augment is wanted else value), parts
+
+    wanted = augment
+    monkeypatch.setattr(training._CoupledLoss, "__call__", spoiled)
+    with pytest.raises(InputError, match=f"(?s)stage regional stopped.*{message} of 2.*lower peak="):
+        xsm.train(config(stages=STAGES[1:2]), tree)
+
+
+@pytest.fixture(scope="module")
+def kept(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    xsm.train(config(stages=STAGES[:1]), tree, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "seed: the folder has 0, this run 1"),
+        ({"train": ((str(START), "2020-06-03T06"),)}, "(?s)outer statistics.*train: the folder has"),
+        ({"stages": (Stage(kind="global", updates=3, batch=2),)}, r"stages\[0\].updates: the folder has 2, this run 3"),
+    ],
+)
+def test_stages_of_another_run_are_refused(tree, kept, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        xsm.train(config(stages=STAGES[:1], **changes) if "stages" not in changes else config(**changes), tree, folder=kept)
+    assert "or delete" in str(caught.value) and 'folder="' in str(caught.value)
+
+
+def test_stages_of_other_data_are_refused(tree, kept):
+    other = tree.copy()
+    other["regional"] = xr.DataTree(box(HOURS).assign(sp=lambda ds: (ds["sp"] + 10).assign_attrs(ds["sp"].attrs)))
+    with pytest.raises(InputError, match="inner data: the folder has"):
+        xsm.train(config(stages=STAGES[:1]), other, folder=kept)
+
+
+def test_another_name_is_the_same_run(tree, kept, caplog):
+    caplog.set_level("INFO", "xscalemixer")
+    assert xsm.train(config(name="other", stages=STAGES[:1]), tree, folder=kept).name == "other"
+    assert "finished earlier" in caplog.text
+
+
+def test_stages_without_a_record_are_refused(tree, tmp_path):
+    (tmp_path / "0-global.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match="0-global.safetensors: nothing beside it tells"):
+        xsm.train(config(), tree, folder=tmp_path)
+
+
+# --- bad input: one error that lists everything, before anything runs
 
 
 def test_missing_group_is_named(tree):
-    with pytest.raises(InputError, match=r"needs a group '/regional'"):
+    with pytest.raises(InputError, match=r"Needed: '/regional'. Build it: xr.DataTree"):
         xsm.train(config(), xr.DataTree.from_dict({"/global": tree["global"].to_dataset()}))
 
 
 def test_too_little_data(tree):
-    with pytest.raises(TimeError, match="no training window fits"):
+    with pytest.raises(TimeError, match="train: no training window fits into 1 periods with 1 global"):
         xsm.train(config(train=((str(START), "2020-06-01T20"),)), tree)
-    with pytest.raises(TimeError, match="no data in the training periods"):
-        xsm.train(config(train=(("1999-01-01", "1999-02-01"),)), tree)
+    with pytest.raises(TimeError, match="validation: .* with 0 global and 0 regional times"):
+        xsm.train(config(validation=(("1999-01-01", "1999-02-01"),)), tree)
 
 
-def test_nan_loss_stops(tree):
+def test_nan_in_the_data_is_named(tree):
     broken = tree.copy()
     regional = broken["regional"].to_dataset().copy(deep=True)
     regional["t2m"][30, 3, 3] = np.nan
     broken["regional"] = xr.DataTree(regional)
     with pytest.raises(InputError, match="t2m"):
         xsm.train(config(), broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": "huge"}, """size: 'huge'. Needed: one of "tiny", "small", "base", "paper". size="tiny\""""),
+        ({"precision": "fp16"}, """precision: 'fp16'. Needed: one of "bf16", "fp32\""""),
+        ({"network": {"colour": 1}}, "network: size='tiny'.*colour"),
+        ({"network": {"blocks": 3}}, "outer depth 4 is not a multiple of blocks=3"),
+        ({"stages": STAGES[1::-1]}, r"stages\[1\] \(global\): it follows a regional stage.*to the front"),
+        ({"stages": ()}, "stages: none. Needed: at least one"),
+        ({"stages": (Stage(kind="global", updates=0),)}, r"stages\[0\] \(global\): updates=0. Needed: 1 or more"),
+        ({"stages": (Stage(kind="global", updates=1, peak=0.0),)}, "peak=0.0.*Needed: 0 < peak"),
+        ({"calendar": ("moon",)}, r"calendar: unknown parts \['moon'\]"),
+        ({"ema": 1.0}, "ema: 1.0. Needed: 0 or more and less than 1"),
+        ({"check_every": 0}, "check_every: 0. Needed: at least 1"),
+        ({"train": (("2020-06-03", "yesterday"),)}, "train: .*yesterday.*Needed: pairs of dates"),
+    ],
+)
+def test_settings_that_cannot_work(tree, changes, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        xsm.train(config(**changes), tree)
+
+
+def changed(tree, group, change):
+    return xr.DataTree.from_dict({f"/{name}": tree[name].to_dataset() for name in tree.children} | {f"/{group}": change})
+
+
+LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tree: tree["global"].to_dataset(), "a Dataset. Needed: a DataTree.*xr.DataTree.from_dict"),
+        (lambda tree: changed(tree, "regional", box(HOURS).drop_vars("orog")), r"/regional: no orog.*ds.assign\(orog="),
+        (
+            lambda tree: changed(tree, "global", globe(HOURS, LAT, LON)),
+            "/global: time: every 1 h. Needed: every 6 h.*hour % 6 == 0",
+        ),
+        (lambda tree: changed(tree, "regional", box(HOURS[::3])), "/regional: time: every 3 h. Needed: every 1 h"),
+        (
+            lambda tree: changed(tree, "global", globe(HOURS[5::6], LAT[16:], LON)),
+            r"/regional: \d+ % of the regional grid .* outside",
+        ),
+    ],
+    ids=["Dataset", "no orography", "hourly driver", "three-hourly region", "region outside"],
+)
+def test_data_that_do_not_fit(tree, spoil, message):
+    with pytest.raises(InputError, match=f"(?s){message}"):
+        xsm.train(config(), spoil(tree))
+
+
+def test_all_problems_of_settings_and_data_at_once(tree):
+    bad = changed(tree, "global", globe(HOURS, LAT, LON).drop_vars(["lsm", "sp"]))
+    with pytest.raises(InputError, match="4 problems") as caught:
+        xsm.train(config(size="huge", precision="fp16"), bad)
+    for subject in ("size: 'huge'", "precision: 'fp16'", "/global: no lsm", "/global: sp"):
+        assert subject in str(caught.value)
 
 
 def test_unknown_stage():
@@ -138,3 +289,22 @@ def test_patches_start_where_global_cells_do():
     assert training._nesting_offset(edges, inner, 5) == (2, 4)
     flush = Grid.regular("66.9375", "56.8125", "1.125", (20, 30))
     assert training._nesting_offset(edges, flush, 5) == (0, 0)
+
+
+@torch.inference_mode()
+def test_cold_start_trains_on_what_it_will_be_given(tree):
+    """The first sample, sent through the network by hand, is the history that a forecast would invent."""
+    data = TrainingData.of(config(), tree)
+    model = data.fresh_model(config())
+    torch.nn.init.normal_(model.cold_start.head.weight, std=0.1)
+    samples = training._ColdStartSamples(data, model, PERIODS["train"])
+    sample = {name: value[None] for name, value in samples[0].items()}
+    i, j = samples.windows.starts[0]
+    time = data.series["outer"].time[i]
+    by_hand = model.scale_inner.inverse(model.cold_start(sample["fields"], sample["sun"]))
+    invented = model.invent_history(torch.from_numpy(data.series["outer"].values[i : i + 1]), time)
+    torch.testing.assert_close(invented, model.bound(by_hand, sample["sun"] * model.sunlit_scale))
+    truth = data.series["inner"]
+    assert truth.time[j] == time
+    wanted = torch.from_numpy(truth.values[None, j - 5 : j + 1])
+    torch.testing.assert_close(model.scale_inner.inverse(sample["inner"]), wanted, rtol=1e-4, atol=1e-3)

@@ -18,9 +18,9 @@ def fc():
 
 def test_both_branches_hear_each_other(fc):
     response = json.loads(fc.attrs["coupling_response"])
-    assert response["region_to_driver_outside"] > 1e-3
-    assert response["driver_inside_to_region"] > 1e-3
-    assert response["driver_outside_to_region"] > 1e-5
+    assert response["driver_outside_moves_region"] > 1e-3
+    assert response["region_moves_driver_inside"] > 1e-3
+    assert response["region_moves_driver_outside"] > 1e-5
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def forecaster(seed=0, **changes) -> Forecaster:
         Grid(*(tuple(box()[c].values) for c in ("latitude", "longitude"))),
     )
     tiny = ScaleMixerConfig.tiny(sunlit_channel=6)
-    outer = replace(tiny.outer, channels=len(OUTER), forcings=2, latitude=grids[0].latitude, longitude=grids[0].longitude)
+    outer = replace(tiny.outer, channels=len(OUTER), latitude=grids[0].latitude, longitude=grids[0].longitude)
     inner = replace(tiny.inner, latitude=grids[1].latitude, longitude=grids[1].longitude)
     network = CoupledModel(replace(tiny, outer=outer, inner=inner, **changes))
     for mixer in network.mixers:

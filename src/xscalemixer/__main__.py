@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check, forecast):
         command.add_argument("file")
         command.add_argument("--model", help="name or folder; see the command models")
+        command.add_argument("--regional", metavar="FILE", help="hourly regional analyses for a warm start")
         command.add_argument("--init-time", help="start, e.g. 2011-01-15T12; default: the last time in the file")
         command.add_argument("--rh-phase", choices=("water", "mixed", "ice"), help="what relative humidity refers to")
     check.set_defaults(run=_check)
@@ -47,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     forecast.add_argument("--to", type=Path, default=Path("forecast.zarr"), help="Zarr store to write")
     forecast.add_argument("--resume", action="store_true", help="go on with an unfinished store")
     forecast.add_argument("--overwrite", action="store_true", help="replace an existing store")
+    forecast.add_argument("--device", help="cuda, mps or cpu; default: the fastest there is")
+    forecast.add_argument("--diagnose", action="store_true", help="measure how far each network moves the other")
     forecast.set_defaults(run=_forecast)
     commands.add_parser("models", help="models by name").set_defaults(run=_models)
     return parser
@@ -87,9 +90,13 @@ def _forecast(options: argparse.Namespace) -> int:
         to=options.to,
         resume=options.resume,
         overwrite=options.overwrite,
+        device=options.device,
+        diagnose=options.diagnose,
         **_inputs(options),
     )
     _say(f"{fc.attrs['title']}, valid {_span(fc)}: {options.to}")
+    if options.diagnose:
+        _say(f"coupling response: {fc.attrs['coupling_response']}")
     return 0
 
 
@@ -100,7 +107,8 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _inputs(options: argparse.Namespace) -> dict:
-    return {"model": options.model, "init_time": options.init_time, "rh_phase": options.rh_phase}
+    regional = None if options.regional is None else xsm.open(options.regional)
+    return {"model": options.model, "regional": regional, "init_time": options.init_time, "rh_phase": options.rh_phase}
 
 
 def _span(fc) -> str:

@@ -45,14 +45,25 @@ class SeasonShift:
     outer, inner : Branch
     land : (Tensor, Tensor)
         Land fraction on both grids, shapes (H, W) and (h, w).
+    guessed : tuple of int
+        Regional channels that the first fields of a cold-start batch are a guess of.
     coldest, warmest : float
         Range of the shift over land at 60 degrees and beyond, K.
     """
 
     HUMIDITY_PER_KELVIN = 0.065
 
-    def __init__(self, outer: Branch, inner: Branch, land: tuple[Tensor, Tensor], *, coldest: float, warmest: float = 5.0):
-        self.range = (-coldest, warmest)
+    def __init__(
+        self,
+        outer: Branch,
+        inner: Branch,
+        land: tuple[Tensor, Tensor],
+        guessed: tuple[int, ...],
+        *,
+        coldest: float,
+        warmest: float = 5.0,
+    ):
+        self.range, self.guessed = (-coldest, warmest), list(guessed)
         self.parts = {
             name: _ShiftedFields(branch, fraction)
             for name, branch, fraction in zip(("outer", "inner"), (outer, inner), land, strict=True)
@@ -65,16 +76,13 @@ class SeasonShift:
         delta = (low + (high - low) * torch.rand(size)) * (torch.rand(size) < 0.5)
         shifted = {name: part(batch[name], delta) for name, part in self.parts.items() if name in batch}
         if "fields" in batch:
-            part = self.parts["inner"]
-            guess, fixed = batch["fields"].split([part.guessed, batch["fields"].shape[1] - part.guessed], 1)
-            shifted["fields"] = torch.cat([part(guess, delta), fixed], 1)
+            guess, fixed = batch["fields"].tensor_split([len(self.guessed)], 1)
+            shifted["fields"] = torch.cat([self.parts["inner"](guess, delta, self.guessed), fixed], 1)
         return {**batch, **shifted}
 
 
 class _ShiftedFields:
     """The shift on one grid, in normalized values."""
-
-    guessed = 5  # the first guess of the cold start begins with t2m, u10, v10, q2m, sp: the first regional channels
 
     def __init__(self, branch: Branch, land: Tensor):
         lat = torch.tensor(branch.grid.latitude)[:, None]
@@ -86,11 +94,11 @@ class _ShiftedFields:
         self.lifting = column(lambda name, p: R_DRY * (1.0 - p) if name == "z" else 0.0)  # m2 s-2 per K
         self.moistening = column(lambda name, p: SeasonShift.HUMIDITY_PER_KELVIN * p if name in ("q", "q2m") else 0.0)
 
-    def __call__(self, x: Tensor, delta: Tensor) -> Tensor:
-        """(B, [T], C, H, W) and shifts in K, shape (B,), -> the same shape; C may be the first few channels."""
-        c = slice(x.shape[-3])
+    def __call__(self, x: Tensor, delta: Tensor, channels: list[int] | slice = slice(None)) -> Tensor:
+        """(B, [T], C, H, W) with the given channels and shifts in K, shape (B,), -> the same shape."""
         field = delta[:, None, None, None] * self.pattern  # (B, 1, H, W)
         field = field if x.ndim == 4 else field[:, None]
-        added = field * (self.warming + self.lifting)[c] / self.std[c]
-        amount = x + self.mean[c] / self.std[c]  # in standard deviations above physical zero
-        return x + amount * torch.expm1(field * self.moistening[c]) + added
+        mean, std = self.mean[channels], self.std[channels]
+        added = field * (self.warming + self.lifting)[channels] / std
+        amount = x + mean / std  # in standard deviations above physical zero
+        return x + amount * torch.expm1(field * self.moistening[channels]) + added

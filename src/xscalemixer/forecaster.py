@@ -45,12 +45,11 @@ class Branch:
     @classmethod
     def from_dict(cls, data: dict) -> Branch:
         """Inverse of `to_dict`; unknown keys are an error."""
-        parts = {"schema": Schema, "grid": Grid, "stats": Stats}
-        if set(data) != set(parts):
+        if set(data) != {"schema", "grid", "stats"}:
             raise CheckpointError(
-                "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed {sorted(parts)}"]
+                "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed grid, schema, stats"]
             )
-        return cls(**{name: kind.from_dict(data[name]) for name, kind in parts.items()})
+        return cls(Schema.from_dict(data["schema"]), Grid.from_dict(data["grid"]), Stats.from_dict(data["stats"]))
 
 
 @dataclass
@@ -124,8 +123,8 @@ class Forecaster:
             cold_start = ColdStart(ColdStartConfig.from_dict(data["cold_start"]))
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
-        branches = {name: Branch.from_dict(data[name]) for name in ("outer", "inner")}
-        return cls(data["name"], network, cold_start, **branches, calendar=data["calendar"], about=data["about"])
+        outer, inner = (Branch.from_dict(data[name]) for name in ("outer", "inner"))
+        return cls(data["name"], network, cold_start, outer, inner, calendar=data["calendar"], about=data["about"])
 
     @property
     def modules(self) -> nn.ModuleDict:
@@ -133,7 +132,7 @@ class Forecaster:
         return nn.ModuleDict({"network": self.network, "cold_start": self.cold_start})
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         """Number of trained parameters."""
         return sum(p.numel() for p in self.modules.parameters())
 

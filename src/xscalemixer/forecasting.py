@@ -6,9 +6,12 @@ import hashlib
 import logging
 import numbers
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from os import PathLike
+from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,7 +24,9 @@ from xscalemixer.conform import conform, require_dataset, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
+from xscalemixer.nn.scalemixer import Step
 from xscalemixer.output import forecast_dataset
+from xscalemixer.physics.humidity import Phase
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.pretrained import load
 from xscalemixer.regridding import regrid
@@ -33,8 +38,11 @@ __all__ = ["check", "coupling_response", "forecast", "key_positions"]
 
 log = logging.getLogger(__name__)
 
+Describe = Callable[..., xr.Dataset]  # fields and lead times to a forecast with everything else filled in
+
 HOUR = np.timedelta64(1, "h")
-HORIZON = 48  # hours; roll-outs are trained and verified up to here
+HORIZON = 48  # hours; the shipped model was verified up to here, on its twin world
+FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2", ".zip")  # endings that no Zarr folder has
 
 
 def forecast(
@@ -70,11 +78,12 @@ def forecast(
     rh_phase : "water", "mixed" or "ice", optional
         What relative humidity refers to, where the metadata do not tell.
     to : path, optional
-        Stream to this Zarr store, lead time by lead time; memory does not grow with ``hours``.
+        Stream to this Zarr store, lead time by lead time; memory does not grow with ``hours``. For NetCDF, leave it out and
+        call ``fc.to_netcdf``.
     resume, overwrite : bool
         Go on with, or replace, an existing store at ``to``.
     device : "cuda", "mps" or "cpu", optional
-        Default: the first of these that works.
+        Default: the first of these that works; ``"cuda:1"`` picks one of several.
     diagnose : bool
         Also measure how far each branch responds to the other; written to the attribute ``coupling_response``.
     progress : bool, optional
@@ -92,27 +101,27 @@ def forecast(
     """
     hours = _whole_hours(hours)
     model = _model(model)
-    if to is None and (resume or overwrite):
-        raise InputError("no forecast was made", ["resume and overwrite belong to a store on disk; add to='run.zarr'"])
-    start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
-    report.raise_errors(f"this dataset cannot start {model.name!r}")
-    model.to(_device(device))
-    state = start.state.to(model.device)
+    _require_store(to, resume or overwrite)
+    device = _device(device)
+    start, report = _prepared(ds, model, regional, init_time, rh_phase)
+    model.to(device)
+    state = start.state
     attrs = _provenance(model, start, report, hours)
     if diagnose:
         attrs["coupling_response"] = coupling_response(model, state)
-    describe = {
-        "schema": model.inner.schema,
-        "grid": _in_convention(model.inner.grid, start.west_negative),
-        "reference_time": state.time,
-        "attrs": attrs,
-        "static": model.static,
-    }
+    describe = partial(
+        forecast_dataset,
+        schema=model.inner.schema,
+        grid=_in_convention(model.inner.grid, start.west_negative),
+        reference_time=state.time,
+        attrs=attrs,
+        static=model.static,
+    )
     with _progress_bar(hours, progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
         blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
-        return forecast_dataset(np.concatenate(blocks), lead_time=np.arange(1, hours + 1), **describe)
+        return describe(np.concatenate(blocks), lead_time=np.arange(1, hours + 1))
 
 
 def check(
@@ -139,12 +148,7 @@ def check(
 
 
 def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, init_time=None, rh_phase=None) -> xr.Dataset:
-    """Where the model looked in its first step: key positions and importance of every global token, block by block.
-
-    Parameters
-    ----------
-    ds, model, regional, init_time, rh_phase
-        As for `forecast`.
+    """Where the model looked in its first step: key positions and importance of every global token; arguments as for `forecast`.
 
     Returns
     -------
@@ -153,12 +157,11 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         (1, sums to 1 over the globe) with dims (block, token_latitude, token_longitude).
     """
     model = _model(model)
-    start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
-    report.raise_errors(f"this dataset cannot start {model.name!r}")
     if not model.network.mixers:
-        raise InputError(f"{model.name!r} has no key positions", ["it was trained with coupling='none'"])
-    trace = []
-    next(model.rollout(start.state.to(model.device), 1, trace))
+        raise InputError(f"{model.name!r} has no key positions", ["it was trained with coupling='none'; use another model"])
+    start, _ = _prepared(ds, model, regional, init_time, rh_phase)
+    trace: list[Step] = []
+    next(model.rollout(start.state, 1, trace))
     keys = trace[0].keys
     lat, lon = model.network.config.outer.tokens.axes
     stack = lambda pick: np.stack([pick(key).cpu().numpy() for key in keys])
@@ -167,14 +170,14 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         {
             "latitude": (("block", "key"), positions[..., 0], {"standard_name": "latitude", "units": "degrees_north"}),
             "longitude": (("block", "key"), positions[..., 1] % 360, {"standard_name": "longitude", "units": "degrees_east"}),
-            "score": (("block", "key"), stack(lambda key: key.scores[0, key.index[0]]), {"units": "1"}),
+            "score": (("block", "key"), stack(lambda key: key.scores[0, key.chosen[0]]), {"units": "1"}),
             "importance": (
                 ("block", "token_latitude", "token_longitude"),
                 stack(lambda key: key.scores[0].unflatten(0, (lat.size, lon.size))),
                 {"long_name": "importance of global tokens (eq. 5)", "units": "1"},
             ),
         },
-        {"token_latitude": lat, "token_longitude": lon, "time": start.state.time},
+        {"token_latitude": lat, "token_longitude": lon, "time": start.time},
         {"model": model.name},
     )
 
@@ -189,8 +192,9 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
     Returns
     -------
     dict
-        ``region_to_driver_outside``: change of the region when the driver changes outside of it;
-        ``driver_inside_to_region`` and ``driver_outside_to_region``: change of the driver when the region changes.
+        ``driver_outside_moves_region``: change of the region when the driver is disturbed outside of it;
+        ``region_moves_driver_inside`` and ``region_moves_driver_outside``: change of the driver, inside and outside of the
+        region, when the region is disturbed.
     """
     inside = _inside(model.outer.grid, model.inner.grid).to(start.outer.device)
     raised_outer = State(start.time, start.outer + model.scale_outer.std * ~inside, start.inner)
@@ -199,9 +203,9 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
     plain, driven, fed = last(start), last(raised_outer), last(raised_inner)
     change = ((fed.outer - plain.outer) / model.scale_outer.std).abs().mean((0, 1))
     return {
-        "region_to_driver_outside": float(((driven.inner - plain.inner) / model.scale_inner.std).abs().mean()),
-        "driver_inside_to_region": float(change[inside].mean()),
-        "driver_outside_to_region": float(change[~inside].mean()),
+        "driver_outside_moves_region": float(((driven.inner - plain.inner) / model.scale_inner.std).abs().mean()),
+        "region_moves_driver_inside": float(change[inside].mean()),
+        "region_moves_driver_outside": float(change[~inside].mean()),
     }
 
 
@@ -210,20 +214,66 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
 
 @dataclass(frozen=True)
 class Start:
-    """A prepared start: the state, whether its history was invented, and the input's longitude convention."""
+    """A prepared start on the grids of a model.
 
-    state: State
-    cold: bool
+    Attributes
+    ----------
+    model : Forecaster
+    time : numpy.datetime64
+    outer : Tensor, shape (1, C_g, H, W), physical
+    inner : Tensor, shape (1, 6, C_r, h, w), physical, or None
+        Regional hours t-5..t; None for a cold start.
+    west_negative : bool
+        The input counts longitudes from -180 to 180 degrees.
+    """
+
+    model: Forecaster
+    time: np.datetime64
+    outer: torch.Tensor
+    inner: torch.Tensor | None
     west_negative: bool
+
+    @property
+    def cold(self) -> bool:
+        """True if the regional history has to be invented."""
+        return self.inner is None
+
+    @cached_property
+    def state(self) -> State:
+        """The state at the start, on the device of the model; a cold start invents the regional history here."""
+        outer = self.outer.to(self.model.device)
+        inner = self.model.invent_history(outer, self.time) if self.inner is None else self.inner.to(self.model.device)
+        return State(self.time, outer, inner)
+
+
+def _prepared(ds, model: Forecaster, regional, init_time, rh_phase) -> tuple[Start, Report]:
+    """As `prepare`, for those who cannot go on without a start.
+
+    Raises
+    ------
+    InputError
+        With every problem of the input.
+    """
+    start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
+    report.raise_errors(f"this dataset cannot start {model.name!r}")
+    return cast("Start", start), report  # without problems there is one
 
 
 def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
     """Conform, regrid and collect the start; it is None where the report has errors."""
     report = Report(f"input for {model.name!r}")
+    if rh_phase not in (None, *get_args(Phase)):
+        needed = ", ".join(f'"{phase}"' for phase in get_args(Phase))
+        report.error("rh_phase", repr(rh_phase), f"one of {needed}, or none", kind=InputError)
+        rh_phase = "water"  # said already; look on for other problems
+    if isinstance(regional, xr.DataTree):
+        fix = 'Take the group that holds them: regional=tree["regional"].to_dataset()'
+        report.error("regional", "a DataTree", "a Dataset of hourly analyses", fix)
+        regional = None
     if isinstance(ds, xr.DataTree):
         ds, regional = _branches(ds, regional, report)
-    if not report.ok:
-        return None, report
+        if ds is None:
+            return None, report
     for data in (ds,) if regional is None else (ds, regional):
         require_dataset(data)
     time = _start_time(ds, regional, init_time, report)
@@ -233,15 +283,14 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver", terrain)
     inner = None
     if regional is None:
-        report.assume("regional", "no analyses given; the six hours before the start were invented from the driver (cold start)")
+        report.assume("regional", "no analyses given; the six hours before the start are invented from the driver (cold start)")
     else:
         history = time - np.arange(HOURS)[::-1] * HOUR
-        inner, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
-    if not report.ok:
+        fields, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
+        inner = None if fields is None else torch.from_numpy(fields)[None]
+    if outer is None or not report.ok:
         return None, report
-    outer = torch.from_numpy(outer).to(model.device)
-    inner = model.invent_history(outer, time) if inner is None else torch.from_numpy(inner)[None]
-    return Start(State(time, outer, inner), regional is None, west_negative), report
+    return Start(model, time, torch.from_numpy(outer), inner, west_negative), report
 
 
 def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
@@ -267,6 +316,7 @@ def _latest(ds: xr.Dataset) -> np.datetime64 | None:
 
 def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None:
     """The start: as asked, or the last time that both inputs have."""
+    wanted = None if init_time is None else _moment(init_time, report)
     available = valid_times(ds, report)
     if regional is not None:
         analyses = valid_times(regional, report)
@@ -276,17 +326,13 @@ def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None
             found = f"driver ({spans[0]}) and regional analyses ({spans[1]}) have no time in common"
             report.error("time", found, "the driver at the start and hourly analyses up to it", kind=TimeError)
         available = both
-    if not available.size or not report.ok:
+    if not available.size:
         if report.ok:
             report.error("time", "no time at all", "at least one", kind=TimeError)
         return None
     if init_time is None:
         return available.max()
-    try:
-        moment = pd.Timestamp(init_time)
-        wanted = np.datetime64(moment.tz_convert(None) if moment.tz else moment, "ns")
-    except (ValueError, TypeError):
-        report.error("init_time", f"{init_time!r} is not a date", "an ISO date such as '2011-01-15T12'", kind=TimeError)
+    if wanted is None:
         return None
     if wanted not in available:
         nearest = available[np.abs(available - wanted).argmin()]
@@ -294,6 +340,22 @@ def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None
                      fix=f'Nearest: init_time="{_text(nearest)}".', kind=TimeError)  # fmt: skip
         return None
     return wanted
+
+
+def _moment(init_time, report: Report) -> np.datetime64 | None:
+    """A date in any form that pandas reads, or a scalar array of one, as UTC."""
+    given = init_time.values if isinstance(init_time, xr.DataArray) else init_time
+    if isinstance(given, np.ndarray) and given.size == 1:
+        given = given.reshape(-1)[0]
+    text = given.isoformat() if hasattr(given, "isoformat") else given  # cftime too
+    try:
+        moment = pd.NaT if isinstance(text, numbers.Number) else pd.Timestamp(text)
+    except (ValueError, TypeError):
+        moment = pd.NaT
+    if moment is pd.NaT:
+        report.error("init_time", f"{given!r} is not a date", "an ISO date such as '2011-01-15T12'", kind=TimeError)
+        return None
+    return np.datetime64(moment.tz_convert(None) if moment.tz else moment, "ns")
 
 
 def _on_model_grid(
@@ -315,10 +377,9 @@ def _on_model_grid(
     names = list(branch.schema.names)
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
-    terrain = ["orog"] if terrain_of_model is not None and "orog" in canonical else []
-    moved = regrid(canonical[names + terrain], branch.grid)
+    moved = regrid(canonical[[*names, *(["orog"] if "orog" in canonical and terrain_of_model is not None else [])]], branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
-    if terrain:
+    if terrain_of_model is not None and "orog" in moved:
         moved = _onto_terrain(moved, terrain_of_model)
         report.assume(what, "t2m and sp moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
     elif terrain_of_model is not None:
@@ -380,7 +441,9 @@ def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
         raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
 
 
-def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
+def _stream(
+    model: Forecaster, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar
+) -> xr.Dataset:
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
@@ -389,7 +452,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
         store = ForecastStore.resume(to, run)
     else:
         empty = dask.array.full((hours, len(model.inner.schema), *model.inner.grid.shape), np.nan, dtype="f4")
-        template = forecast_dataset(empty, lead_time=np.arange(1, hours + 1), **describe)
+        template = describe(empty, lead_time=np.arange(1, hours + 1))
         store = ForecastStore.create(to, template, run, overwrite=overwrite)
     with store:
         done = store.next_lead
@@ -399,7 +462,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
             start = State(start.time + done * HOUR, outer, inner)
         for state, fields in _blocks(model, start, hours, done, bar) if done < hours else ():
             leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
-            block = forecast_dataset(fields, lead_time=leads, **describe)
+            block = describe(fields, lead_time=leads)
             store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
         store.finish()
     return xr.open_zarr(to)
@@ -435,8 +498,22 @@ def _whole_hours(hours) -> int:
             "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
         )
     if number > HORIZON:
-        log.warning("hours=%s goes beyond the %s hours that models are trained and verified for", hours, HORIZON)
+        log.warning("hours=%s goes beyond the %s hours up to which the shipped model was verified", hours, HORIZON)
     return int(number)
+
+
+def _require_store(to: str | PathLike | None, restarted: bool) -> None:
+    """Refuse a place for the forecast that is no Zarr store."""
+    problems = []
+    if to is None and restarted:
+        problems.append("resume and overwrite belong to a store on disk; add to='run.zarr'")
+    if to is not None and (file := Path(to)).suffix.lower() in FILES:
+        fix = (
+            f"to='{file.with_suffix('.zarr')}', or leave to= out and write the result: fc.to_netcdf('{file.with_suffix('.nc')}')"
+        )
+        problems.append(f"to='{file}' ends like a file, but a Zarr store is a folder; type {fix}")
+    if problems:
+        raise InputError("no forecast was made", problems)
 
 
 def _device(wanted: str | None) -> str:
@@ -447,11 +524,13 @@ def _device(wanted: str | None) -> str:
     InputError
         If the device asked for does not work here.
     """
-    works = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(name for name, ok in works.items() if ok) if wanted is None else str(wanted)
-    if not works.get(kind.split(":")[0], False):
-        usable = ", ".join(name for name, ok in works.items() if ok)
-        raise InputError(f"device {wanted!r} cannot be used", [f"usable here: {usable}; leave device out to pick the fastest"])
+    usable = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    usable += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    kind = usable[0] if wanted is None else "cuda:0" if str(wanted) == "cuda" else str(wanted)
+    if kind not in usable:
+        raise InputError(
+            f"device {str(wanted)!r} cannot be used", [f"usable here: {', '.join(usable)}; leave device out to pick the first"]
+        )
     log.info("running on %s in float32", kind)
     return kind
 
@@ -487,4 +566,4 @@ def _digest(state: State) -> str:
 
 
 def _text(time: np.datetime64) -> str:
-    return str(np.datetime64(time, "m"))
+    return str(time.astype("datetime64[m]"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,9 @@ from xscalemixer._version import __version__
 from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.grids import Grid
 from xscalemixer.variables import CATALOG, Schema, Variable
+
+if TYPE_CHECKING:
+    from dask.array import Array as DaskArray
 
 __all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "chunk_sizes", "forecast_dataset"]
 
@@ -31,7 +35,7 @@ MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", 
 
 
 def forecast_dataset(
-    fields: ArrayLike,
+    fields: np.ndarray | DaskArray,
     *,
     schema: Schema,
     grid: Grid,
@@ -83,12 +87,15 @@ def forecast_dataset(
     }
     data |= {name: _field(("latitude", "longitude"), np.asarray(values), CATALOG[name]) for name, values in static.items()}
     heights = {variable.height for variable in schema.variables if variable.height is not None}
-    coords = _coordinates(grid, np.datetime64(reference_time, "ns"), lead_time.astype("int64"), members)
+    start = np.array([reference_time], "datetime64[ns]")
+    coords = _coordinates(grid, start, lead_time.astype("int64"), members)
     coords |= {_height_name(height): _height(height) for height in sorted(heights)}
     return xr.Dataset(data, coords, _global_attrs(reference_time, attrs))
 
 
-def _check(fields: ArrayLike, schema: Schema, grid: Grid, lead_time: np.ndarray, static: Mapping[str, ArrayLike]) -> None:
+def _check(
+    fields: np.ndarray | DaskArray, schema: Schema, grid: Grid, lead_time: np.ndarray, static: Mapping[str, ArrayLike]
+) -> None:
     problems = [f"{v.name} is on levels {v.levels}; needed single-level variables" for v in schema.variables if v.levels]
     if fields.ndim not in (4, 5):
         problems.append(f"fields have shape {fields.shape}; needed (lead, [member], channel, latitude, longitude)")
@@ -107,7 +114,7 @@ def _check(fields: ArrayLike, schema: Schema, grid: Grid, lead_time: np.ndarray,
         raise GridError("these fields do not fit their grid", problems)
 
 
-def _field(dims: tuple[str, ...], values: ArrayLike, variable: Variable) -> xr.Variable:
+def _field(dims: tuple[str, ...], values: np.ndarray | DaskArray, variable: Variable) -> xr.Variable:
     attrs = {"standard_name": variable.standard_name, "long_name": variable.long_name, "units": variable.units}
     if variable.units == "K":
         attrs["units_metadata"] = "temperature: on_scale"
@@ -126,19 +133,19 @@ def _field(dims: tuple[str, ...], values: ArrayLike, variable: Variable) -> xr.V
     return xr.Variable(dims, values.astype("float32", copy=False), attrs, encoding)
 
 
-def chunk_sizes(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+def chunk_sizes(dims: tuple[Hashable, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """One chunk is the whole field at one lead time of one member."""
     return tuple(size if dim in ("latitude", "longitude") else 1 for dim, size in zip(dims, shape, strict=True))
 
 
-def _coordinates(grid: Grid, start: np.datetime64, lead_time: np.ndarray, members: int | None) -> dict[str, xr.Variable]:
-    valid = start + lead_time.astype("timedelta64[h]").astype("timedelta64[ns]")
+def _coordinates(grid: Grid, start: np.ndarray, lead_time: np.ndarray, members: int | None) -> dict[str, xr.Variable]:
+    valid = start[:, None] + lead_time.astype("timedelta64[h]").astype("timedelta64[ns]")
     latitude = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
     longitude = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
     coords = {
-        "reference_time": xr.Variable("reference_time", start[None], TIME_ATTRS["reference_time"], _TIME_ENCODING),
+        "reference_time": xr.Variable("reference_time", start, TIME_ATTRS["reference_time"], _TIME_ENCODING),
         "lead_time": xr.Variable("lead_time", lead_time, TIME_ATTRS["lead_time"], _EXACT),
-        "valid_time": xr.Variable(("reference_time", "lead_time"), valid[None], TIME_ATTRS["valid_time"], _TIME_ENCODING),
+        "valid_time": xr.Variable(("reference_time", "lead_time"), valid, TIME_ATTRS["valid_time"], _TIME_ENCODING),
         "latitude": xr.Variable("latitude", np.array(grid.latitude), latitude, _EXACT),
         "longitude": xr.Variable("longitude", np.array(grid.longitude), longitude, _EXACT),
     }

@@ -30,7 +30,7 @@ _lock = threading.Lock()
 
 def models() -> dict[str, str]:
     """Names of the models that can be loaded, each with the first line of its card."""
-    found = {}
+    found: dict[str, str] = {}
     for root in _roots():
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             if (folder / CHECKSUMS).is_file():
@@ -256,7 +256,7 @@ def fetch(name: str) -> Path:
         problems.append(f"XSCALEMIXER_OFFLINE is set; copy the folder to {_cache() / name} or unset it")
     if not base:
         problems.append("no address to download from; set XSCALEMIXER_BASE_URL to the folder that holds the models")
-    if problems:
+    if problems or entries is None or not base:
         raise CheckpointError(task, problems)
     hashes = {f"{name}/{file}": digest for file, digest in entries.items()}
     store = pooch.create(_cache(), base.rstrip("/") + "/", registry=hashes)

@@ -7,7 +7,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import xarray as xr
@@ -161,9 +161,10 @@ def _combine(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     """Put files with other times behind each other and files with other variables beside each other."""
     datasets = [_with_time_dimension(ds) for ds in _without_homonyms(datasets)]
     try:
-        return xr.combine_by_coords(
+        combined = xr.combine_by_coords(
             datasets, join="outer", compat="no_conflicts", data_vars="minimal", coords="minimal", combine_attrs="drop_conflicts"
         )
+        return cast("xr.Dataset", combined)  # a DataArray comes of DataArrays only
     except (ValueError, xr.MergeError) as error:
         raise InputError("these files do not fit together", [f"{_first_line(error)}. Open them one by one"]) from error
 
@@ -242,7 +243,9 @@ def _sort_messages(files: Sequence[str]) -> dict[tuple, list[_Header]]:
     from cfgrib.messages import FileStream
     from eccodes import CodesInternalError
 
-    cubes, grids, seen = defaultdict(list), Counter(), Counter()
+    cubes: dict[tuple, list[_Header]] = defaultdict(list)
+    grids: Counter[str] = Counter()
+    seen: Counter[tuple] = Counter()
     for file in files:
         count = 0
         try:
@@ -289,11 +292,11 @@ def _open_cube(messages: Sequence[_Header], time_dims: tuple[str, ...], **kwargs
     rest = {key: value for key, value in kwargs.items() if key != "backend_kwargs"}
     rest = {"chunks": dict.fromkeys((*time_dims, "number"), 1), "decode_timedelta": True, **rest}
     fields = _Messages([message.place for message in messages])
-    ds = xr.open_dataset(fields, engine="cfgrib", backend_kwargs=options, **rest)
+    ds = xr.open_dataset(cast("Any", fields), engine="cfgrib", backend_kwargs=options, **rest)
     (array,) = ds.data_vars.values()
     if str(array.name).startswith(("unknown", "paramId")):
         array = array.rename(f"unknown_{_cube_key(fields[messages[0].place])[0]}")
-    attrs = {"dataset": {key: value for key, value in ds.attrs.items() if key != "history"}}
+    attrs: dict[str, Any] = {"dataset": {key: value for key, value in ds.attrs.items() if key != "history"}}
     if array.attrs.get("GRIB_stepType", "instant") != "instant":
         attrs["GRIB_stepRange"] = " ".join(dict.fromkeys(m.range for m in sorted(messages, key=lambda m: m.step)))
     return array.assign_attrs(attrs).drop_vars("valid_time" if "valid_time" not in time_dims else [], errors="ignore")
@@ -312,7 +315,7 @@ def _share_vertical_dimensions(arrays: list[xr.DataArray]) -> list[xr.DataArray]
     """Number the vertical dimensions of the same type with different levels; the one with most levels has the plain name."""
     kinds = [array.attrs.get("GRIB_typeOfLevel", "level") for array in arrays]
     columns = [tuple(a[kind].values.tolist()) if kind in a.dims else () for a, kind in zip(arrays, kinds, strict=True)]
-    by_kind = defaultdict(Counter)
+    by_kind: dict[str, Counter[tuple]] = defaultdict(Counter)
     for kind, column in zip(kinds, columns, strict=True):
         by_kind[kind][column] += 1
     ranked = {kind: sorted(count, key=lambda c: (-len(c), -count[c], c)) for kind, count in by_kind.items()}
@@ -322,7 +325,7 @@ def _share_vertical_dimensions(arrays: list[xr.DataArray]) -> list[xr.DataArray]
 
 def _names(arrays: Sequence[xr.DataArray]) -> dict[str, xr.DataArray]:
     """Give every array a name of its own: plain, with its level type, with its step type, with its data type, numbered."""
-    named = {}
+    named: dict[str, xr.DataArray] = {}
     for array in sorted(arrays, key=_rank):
         get = lambda key, array=array: array.attrs.get(f"GRIB_{key}", "")
         name = str(array.name)

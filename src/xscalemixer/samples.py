@@ -17,7 +17,7 @@ from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.state import HOURS, calendar_features, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["Series", "Windows", "estimate_stats"]
+__all__ = ["Series", "Windows", "estimate_stats", "window_starts"]
 
 HOUR = np.timedelta64(1, "h")
 
@@ -105,15 +105,7 @@ class Windows(Dataset):
         self, outer: Series, inner: Series, grids: tuple[Grid, Grid], periods, steps: int, sunlit_scale: float, calendar
     ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
-        self.starts = [
-            (i, j)
-            for start, end in periods
-            for i, j in _starts(outer.time, inner.time, np.datetime64(start), np.datetime64(end), steps)
-        ]
-        if not self.starts:
-            found = f"{len(list(periods))} periods, {outer.time.size} global and {inner.time.size} regional times"
-            needed = f"{HOURS} hours before and {HOURS * steps} hours after a global time, without a gap"
-            raise TimeError("no training window fits", [f"{found}. Needed: {needed}"])
+        self.starts = window_starts(outer.time, inner.time, periods, steps)
         lat, lon = np.array(grids[1].latitude)[:, None], np.array(grids[1].longitude)[None, :]
         self.inner_sun = hourly_insolation(inner.time, lat, lon) / np.float32(sunlit_scale)  # (T_r, h, w)
         self.outer_sun = torch.cat([outer_insolation(time, grids[0]) for time in outer.time])  # (T_g, 2, H, W)
@@ -132,6 +124,32 @@ class Windows(Dataset):
             "inner_forcing": sun.unfold(0, 2 * HOURS, HOURS).movedim(-1, 1).contiguous(),
             "calendar": calendar_features(self.outer.time[i : i + self.steps], self.calendar),
         }
+
+
+def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple], steps: int) -> list[tuple[int, int]]:
+    """Index pairs (global, regional) of the times from which a whole window fits into one of the periods.
+
+    Parameters
+    ----------
+    outer, inner : array of datetime64, shapes (T_g,) and (T_r,)
+        Times of the two series, ascending.
+    periods : iterable of (start, end)
+        Start exclusive, end inclusive.
+    steps : int
+
+    Raises
+    ------
+    TimeError
+        If no window fits.
+    """
+    pairs = [(np.datetime64(start), np.datetime64(end)) for start, end in periods]
+    found = [start for pair in pairs for start in _starts(outer, inner, *pair, steps)]
+    if not found:
+        held = [sum(int(((time > start) & (time <= end)).sum()) for start, end in pairs) for time in (outer, inner)]
+        have = f"no training window fits into {len(pairs)} periods with {held[0]} global and {held[1]} regional times"
+        needed = f"{HOURS} hours before and {HOURS * steps} hours after a global time, without a gap"
+        raise TimeError("there is nothing to train on", [f"{have}; needed {needed}"])
+    return found
 
 
 def _starts(outer: np.ndarray, inner: np.ndarray, start, end, steps: int) -> Iterable[tuple[int, int]]:

@@ -64,7 +64,7 @@ def statics_of(ds: xr.Dataset) -> np.ndarray:
     return np.stack([np.asarray(ds["orog"]) / 1000.0, np.asarray(ds["lsm"])]).astype("f4")
 
 
-def calendar_features(time: np.ndarray, parts: tuple[str, ...] = ("hour", "day")) -> Tensor:
+def calendar_features(time: np.ndarray | np.datetime64, parts: tuple[str, ...] = ("hour", "day")) -> Tensor:
     """Sine and cosine of the hour of day and of the day of year; parts not named are zero.
 
     Parameters

@@ -58,7 +58,9 @@ class ForecastStore:
         self._journal: list[dict] = []
         self._lock = lock
         self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        self._fields = {name: self._group[name] for name in head["fields"]}
+        arrays = dict(self._group.arrays())
+        self._fields = {name: arrays[name] for name in head["fields"]}
+        self._leads = arrays["lead_time"]
 
     @classmethod
     def create(
@@ -193,7 +195,7 @@ class ForecastStore:
 
     @property
     def _n_leads(self) -> int:
-        return self._group["lead_time"].size
+        return self._leads.size
 
     def _bytes_left(self) -> int:
         share = 1 - self.next_lead / self._n_leads
@@ -203,7 +205,7 @@ class ForecastStore:
         problems = []
         if leads[0] != self.next_lead:
             problems.append(f"the block begins at lead index {leads[0]}; needed {self.next_lead}")
-        if list(block["lead_time"].values) != list(self._group["lead_time"][slice(*leads)]):
+        if not np.array_equal(block["lead_time"].values, np.asarray(self._leads[slice(*leads)])):
             problems.append(f"lead times {block['lead_time'].values.tolist()} are not those of the store at {leads}")
         missing = [name for name in self._fields if name not in block]
         if missing:

@@ -13,18 +13,21 @@ __all__ = ["HOURS", "MLP", "Attention", "DropPath", "FourierEmbedding", "Normali
 HOURS = 6  # hours per step, regional input hours and regional lead times
 
 
-def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Check a tensor's shape (None: any size); skipped while compiling.
+def require_shape(name: str, tensor: Tensor | None, shape: tuple[int | None, ...]) -> Tensor:
+    """A tensor that is there and has the shape needed (None: any size; not checked while compiling).
 
     Raises
     ------
     ValueError
         With the name, the shape found and the shape needed.
     """
+    if tensor is None:
+        raise ValueError(f"{name} is missing, needed {shape} (None: any size)")
     if torch.compiler.is_compiling():
-        return
+        return tensor
     if tensor.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needed {shape} (None: any size)")
+    return tensor
 
 
 class MLP(nn.Sequential):
@@ -121,6 +124,9 @@ class Normalizer(nn.Module):
     mean, std : array_like, shape (C,)
         In the canonical units of the channels; std > 0.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean, std):
         super().__init__()

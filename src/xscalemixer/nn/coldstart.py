@@ -73,7 +73,8 @@ class ColdStart(nn.Module):
         self.widen = nn.Conv2d(config.inputs + HOURS, config.width, 1)
         self.blocks = nn.Sequential(*(_Block(config.width, 2 ** (i % 3)) for i in range(config.depth)))
         self.head = nn.Conv2d(config.width, HOURS * config.channels, 1)
-        nn.init.zeros_(self.head.weight), nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, fields: Tensor, insolation: Tensor) -> Tensor:
         """(B, inputs, H, W) and insolation of the six hours (B, 6, H, W) -> (B, 6, C, H, W)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xscalemixer.nn.blocks import MLP, FourierEmbedding
+from xscalemixer.nn.blocks import MLP, FourierEmbedding, require_shape
 
 __all__ = ["Alignment", "Deconvolution", "PatchEmbedding", "PredictionHead", "TokenGrid", "bilinear", "pad_field", "start_small"]
 
@@ -186,7 +186,7 @@ class PredictionHead(nn.Module):
     def forward(self, tokens: Tensor, scale: Tensor, shift: Tensor, local: Tensor | None = None) -> Tensor:
         """(B, N, width), scale and shift (width,) or (B, 1, width), local (B, L, H, W) -> (B, C, H, W)."""
         x = self.deconvolution(self.narrow((1.0 + scale) * self.norm(tokens) + shift))
-        return x if self.refine is None else self.refine(torch.cat([x, local], 1))
+        return x if self.refine is None else self.refine(torch.cat([x, require_shape("local fields", local, (None,) * 4)], 1))
 
     @property
     def last(self) -> nn.Module:
@@ -197,8 +197,8 @@ class PredictionHead(nn.Module):
 def start_small(layer: nn.Module) -> None:
     """Scale a last layer down, so that training starts near persistence."""
     with torch.no_grad():
-        layer.weight.mul_(0.1)
-        layer.bias.zero_()
+        for name, parameter in layer.named_parameters():
+            parameter.mul_(0.1 if name == "weight" else 0.0)
 
 
 def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -231,6 +231,12 @@ class Alignment(nn.Module):
     box : Tensor of int, shape (N_box,)
         Global tokens that contain at least one regional token.
     """
+
+    box: Tensor
+    member: Tensor
+    share: Tensor
+    index: Tensor
+    weight: Tensor
 
     def __init__(self, outer: TokenGrid, inner: TokenGrid):
         super().__init__()

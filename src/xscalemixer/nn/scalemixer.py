@@ -21,9 +21,9 @@ All fields are normalized; a step takes the global state at t and the regional h
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -230,40 +230,32 @@ class ScaleMixerConfig:
     @classmethod
     def tiny(cls, **changes) -> ScaleMixerConfig:
         """For tests: global 32x64, region 2x3 patches at five times the resolution."""
-        outer = BackboneConfig(
-            **_globe(5.625), channels=9, statics=2, forcings=1, patch=4, depth=4, head_widths=(32, 16), head_strides=(2, 2)
+        branches = _sunlit_branches(
+            {**_globe(5.625), "channels": 9, "patch": 4, "depth": 4, "head_widths": (32, 16), "head_strides": (2, 2)},
+            {**_box(45.0, 67.5, 1.125, (40, 60)), "patch": 20, "depth": 2, "head_widths": (32, 16), "head_strides": (4, 5)},
         )
-        inner = BackboneConfig(
-            **_box(45.0, 67.5, 1.125, (40, 60)), channels=7, statics=2, forcings=12, patch=20, depth=2,
-            head_widths=(32, 16), head_strides=(4, 5),
-        )  # fmt: skip
-        return replace(cls(outer=outer, inner=inner, width=32, heads=2, blocks=2, sampler=SamplerConfig(keys=8)), **changes)
+        settings = {"width": 32, "heads": 2, "blocks": 2, "sampler": SamplerConfig(keys=8)}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def small(cls, **changes) -> ScaleMixerConfig:
         """For a CPU: global 32x64 in 2x2 patches, region 60x95 in 5x5 patches, about 5 M parameters."""
-        outer = BackboneConfig(
-            **_globe(5.625), channels=60, statics=2, forcings=2, patch=2, depth=8, head_widths=(128,), head_strides=(2,)
+        branches = _sunlit_branches(
+            {**_globe(5.625), "channels": 60, "patch": 2, "depth": 8, "head_widths": (128,), "head_strides": (2,)},
+            {**_box(67.5, 56.25, 1.125, (60, 95)), "patch": 5, "depth": 4, "head_widths": (64,), "head_strides": (5,)},
         )
-        inner = BackboneConfig(
-            **_box(67.5, 56.25, 1.125, (60, 95)), channels=7, statics=2, forcings=12, patch=5, depth=4,
-            head_widths=(64,), head_strides=(5,),
-        )  # fmt: skip
-        base = cls(outer=outer, inner=inner, width=128, heads=4, sampler=SamplerConfig(keys=32), detail=24, sunlit_channel=6)
-        return replace(base, **changes)
+        settings = {"width": 128, "heads": 4, "sampler": SamplerConfig(keys=32), "detail": 24, "sunlit_channel": 6}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def base(cls, **changes) -> ScaleMixerConfig:
-        """For one GPU: global 1 degree (180x360), region 160x200 at 0.2 degrees, about 120 M parameters."""
-        outer = BackboneConfig(
-            **_globe(1.0), channels=71, statics=2, forcings=2, patch=4, depth=12, head_widths=(576, 288), head_strides=(2, 2)
+        """For one GPU: global 1 degree (180x360), region 160x200 at 0.2 degrees, 115 M parameters."""
+        branches = _sunlit_branches(
+            {**_globe(1.0), "channels": 71, "patch": 4, "depth": 12, "head_widths": (576, 288), "head_strides": (2, 2)},
+            {**_box(56.0, 72.0, 0.2, (160, 200)), "patch": 20, "depth": 4, "head_widths": (384, 96), "head_strides": (4, 5)},
         )
-        inner = BackboneConfig(
-            **_box(56.0, 72.0, 0.2, (160, 200)), channels=7, statics=2, forcings=12, patch=20, depth=4,
-            head_widths=(384, 96), head_strides=(4, 5),
-        )  # fmt: skip
-        base = cls(outer=outer, inner=inner, width=576, heads=9, sampler=SamplerConfig(keys=64), detail=32, sunlit_channel=6)
-        return replace(base, **changes)
+        settings = {"width": 576, "heads": 9, "sampler": SamplerConfig(keys=64), "detail": 32, "sunlit_channel": 6}
+        return cls(**{**branches, **settings, **changes})
 
     @classmethod
     def paper(cls, **changes) -> ScaleMixerConfig:
@@ -276,12 +268,21 @@ class ScaleMixerConfig:
             **_box(56.0, 72.0, 0.05, (800, 1280)), channels=7, statics=2, patch=40, depth=4,
             head_widths=(1024, 384, 96), head_strides=(2, 4, 5),
         )  # fmt: skip
-        return replace(cls(outer=outer, inner=inner, width=1536, heads=16, sampler=SamplerConfig(keys=256, layers=1)), **changes)
+        settings = {"width": 1536, "heads": 16, "sampler": SamplerConfig(keys=256, layers=1)}
+        return cls(**{"outer": outer, "inner": inner, **settings, **changes})
 
 
 def _choice(name: str, value, allowed: tuple) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}; choose one of {allowed}")
+
+
+def _sunlit_branches(outer: dict[str, Any], inner: dict[str, Any]) -> dict[str, Any]:
+    """Both branches with two static fields and insolation: six hours before and after for the globe, each hour for the region."""
+    return {
+        "outer": BackboneConfig(**outer, statics=2, forcings=2),
+        "inner": BackboneConfig(**inner, channels=7, statics=2, forcings=2 * HOURS),
+    }
 
 
 def _globe(step: float) -> dict:
@@ -307,6 +308,8 @@ def _box(north: float, west: float, step: float, shape: tuple[int, int]) -> dict
 
 class Position(nn.Module):
     """Adds to each token where it is: learned per token, or an MLP of its latitude and longitude."""
+
+    waves: Tensor
 
     def __init__(self, grid: TokenGrid, width: int, kind: str):
         super().__init__()
@@ -340,6 +343,8 @@ class GlobalModel(nn.Module):
     Any backbone can stand in that offers ``grid``, ``embed``, ``groups`` (callables on tokens) and ``decode``.
     """
 
+    statics: Tensor
+
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
         branch = config.outer
@@ -360,8 +365,7 @@ class GlobalModel(nn.Module):
         require_shape("global state", x, (None, self.config.channels, *self.config.shape))
         parts = [x, self.statics.expand(x.shape[0], -1, -1, -1) if statics is None else statics]
         if self.config.forcings:
-            require_shape("global forcing", forcing, (x.shape[0], self.config.forcings, *self.config.shape))
-            parts.append(forcing)
+            parts.append(require_shape("global forcing", forcing, (x.shape[0], self.config.forcings, *self.config.shape)))
         return self.position(self.embedding(torch.cat(parts, 1)))
 
     def decode(self, tokens: Tensor, x: Tensor) -> Tensor:
@@ -393,6 +397,8 @@ class GlobalModel(nn.Module):
 class RegionalModel(nn.Module):
     """Transformer for six regional hours from the six before."""
 
+    statics: Tensor
+
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
         branch = config.inner
@@ -411,15 +417,16 @@ class RegionalModel(nn.Module):
         head_width = 2 * width if config.exchanges else width
         self.modulation = LeadTimeModulation(head_width)
         local = branch.channels + branch.statics + (2 if branch.forcings else 0)
-        self.heads = nn.ModuleList(
+        heads = [
             PredictionHead(
                 head_width, branch.head_widths, branch.head_strides, branch.channels, self.grid, detail=config.detail, local=local
             )
             for _ in range(HOURS)
-        )
+        ]
         if config.output == "residual":
-            for head in self.heads:
+            for head in heads:
                 start_small(head.last)
+        self.heads = nn.ModuleList(heads)
 
     def embed(self, history: Tensor, forcing: Tensor | None, calendar: Tensor, driver: Tensor | None = None) -> Tensor:
         """Hours t-5..t (B, 6, C, H, W), forcing (B, F, H, W), calendar (B, 4), driver (B, 2 C_g, H, W) to tokens (B, N_r, d)."""
@@ -431,7 +438,7 @@ class RegionalModel(nn.Module):
         if self.static_embedding is not None:
             tokens = tokens + self.static_embedding(self.statics[None])
         if self.forcing_embedding is not None:
-            require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
+            forcing = require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
             tokens = tokens + self.forcing_embedding(forcing)
         if self.driver_embedding is not None:
             tokens = tokens + self.driver_embedding(driver)
@@ -459,7 +466,8 @@ class RegionalModel(nn.Module):
         if self.sunlit_channel is None:
             return fields
         c = self.sunlit_channel
-        sunlit = forcing[:, HOURS:] * (0.5 + change[:, :, c])
+        insolation = require_shape("regional forcing", forcing, (None, 2 * HOURS, None, None))[:, HOURS:]
+        sunlit = insolation * (0.5 + change[:, :, c])
         return torch.cat([fields[:, :, :c], sunlit[:, :, None], fields[:, :, c + 1 :]], 2)
 
 
@@ -469,11 +477,11 @@ class RegionalModel(nn.Module):
 class Keys(NamedTuple):
     """Chosen key positions of one block.
 
-    index : (B, K) int, global tokens; tokens : (B, K, d) gated; positions : (B, K, 2) latitude and longitude in degrees;
+    chosen : (B, K) int, global tokens; tokens : (B, K, d) gated; positions : (B, K, 2) latitude and longitude in degrees;
     scores : (B, N_g) importance, sums to 1.
     """
 
-    index: Tensor
+    chosen: Tensor
     tokens: Tensor
     positions: Tensor
     scores: Tensor
@@ -481,6 +489,10 @@ class Keys(NamedTuple):
 
 class KeyPositionSampler(nn.Module):
     """Scores every global token and keeps the K most important ones (eqs 5-6)."""
+
+    centers: Tensor
+    allowed: Tensor
+    fixed: Tensor
 
     def __init__(self, config: ScaleMixerConfig):
         super().__init__()
@@ -568,8 +580,19 @@ def _spread_evenly(grid: TokenGrid, allowed: np.ndarray, keys: int) -> np.ndarra
     return candidates[chosen]
 
 
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ScaleMixer(nn.Module):
     """One exchange between the two token sets (eqs 5-13)."""
+
+    inner_latitude: Tensor
+    inner_longitude: Tensor
+    patch_size: Tensor
+    box_edges: Tensor
+    domain: Tensor
 
     def __init__(self, config: ScaleMixerConfig, alignment: Alignment):
         super().__init__()
@@ -581,7 +604,7 @@ class ScaleMixer(nn.Module):
         self.outer_to_keys = Attention(width, heads, extra=2)
         self.move = nn.Linear(width, 2)  # W_P
         self.keys_to_inner = Attention(width, heads)
-        nn.init.zeros_(self.move.weight), nn.init.zeros_(self.move.bias)
+        _start_at_zero(self.move)
         for name, axis in zip(("latitude", "longitude"), self.inner_grid.axes, strict=True):
             self.register_buffer(f"inner_{name}", torch.as_tensor(axis, dtype=torch.float32), persistent=False)
         self._register_extent()
@@ -589,7 +612,7 @@ class ScaleMixer(nn.Module):
             self.adapter = MLP(2 * width, width, width)
             if config.feedback == "residual":
                 # zero at first: training starts from the undisturbed global forecast
-                nn.init.zeros_(self.adapter[-1].weight), nn.init.zeros_(self.adapter[-1].bias)
+                _start_at_zero(self.adapter[-1])
 
     def _register_extent(self):
         lat, lon = self.outer_grid.axes
@@ -597,8 +620,13 @@ class ScaleMixer(nn.Module):
         size = [abs(lat[0] - lat[-1]) / (len(lat) - 1), (lon[-1] - lon[0]) / (len(lon) - 1)]
         register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         register("patch_size", size)
-        register("domain", [[lat[-1], lon[0]], [lat[0], lon[-1]]])
         register("box_edges", [[edge_lat[-1], edge_lon[0]], [edge_lat[0], edge_lon[-1]]])
+        allowed = _key_domain(self.config).reshape(self.outer_grid.shape)
+        self.wraps = self.outer_grid.periodic and bool(allowed.any(0).all())
+        lat, lon = lat[allowed.any(1)], lon[allowed.any(0)]
+        if self.outer_grid.periodic and not self.wraps:
+            lon = _frame(lon, edge_lon[0], edge_lon[-1])
+        register("domain", [[lat.min(), lon.min()], [lat.max(), lon.max()]])
 
     def forward(self, outer: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Keys]:
         """(B, N_g, d), (B, N_r, d) -> the same shapes and the keys with their final positions."""
@@ -644,18 +672,21 @@ class ScaleMixer(nn.Module):
         return torch.stack([lat / 90.0, ((lon - middle + 180.0) % 360.0 - 180.0) / 180.0], -1)
 
     def _inside_domain(self, positions: Tensor) -> Tensor:
-        """Clip to the token centers; a periodic longitude wraps instead."""
+        """Clip to the centers of the tokens that may be keys; longitude wraps instead where they go around the globe."""
         low, high = self.domain
-        clipped = positions.clamp(low, high)
-        if not self.outer_grid.periodic:
-            return clipped
-        return torch.stack([clipped[..., 0], positions[..., 1] % 360.0], -1)
+        if self.wraps:
+            return torch.stack([positions[..., 0].clamp(low[0], high[0]), positions[..., 1] % 360.0], -1)
+        return (self._into_box_frame(positions) if self.outer_grid.periodic else positions).clamp(low, high)
 
     def _into_box_frame(self, positions: Tensor) -> Tensor:
         """Longitudes in the convention of the box."""
-        west, east = self.box_edges[:, 1]
-        cut = (west + east) / 2 - 180.0  # the seam lies opposite the box
-        return torch.stack([positions[..., 0], cut + (positions[..., 1] - cut) % 360.0], -1)
+        return torch.stack([positions[..., 0], _frame(positions[..., 1], *self.box_edges[:, 1])], -1)
+
+
+def _frame(longitude, west, east):
+    """Longitudes counted so that their seam lies opposite the box between ``west`` and ``east``."""
+    cut = (west + east) / 2 - 180.0
+    return cut + (longitude - cut) % 360.0
 
 
 def sample_bilinear(

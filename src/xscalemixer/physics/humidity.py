@@ -5,7 +5,7 @@ All functions take and return numpy arrays, xarray objects or dask arrays of any
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 Phase = Literal["water", "mixed", "ice"]
-Array = TypeVar("Array")
+Array = TypeVar("Array", bound=Any)
 
 # IFS documentation, Part IV (Physical processes), eq. 7.5: e_sat = A1 exp(a3 (T - T0) / (T - a4)), with
 # Buck (1981) over water and the AERKi formula of Alduchov and Eskridge (1996) over ice.

@@ -5,7 +5,7 @@ All functions take and return numpy arrays, xarray objects or dask arrays of any
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ __all__ = [
     "standard_geopotential",
 ]
 
-Array = TypeVar("Array")
+Array = TypeVar("Array", bound=Any)
 
 GRAVITY = 9.80665  # m s-2, exact by definition (WMO)
 R_DRY = 287.0597  # J kg-1 K-1, dry air, IFS documentation Part IV
@@ -28,7 +28,7 @@ LAPSE_RATE = 0.0065  # K m-1, ICAO standard atmosphere
 
 def geopotential(height: Array) -> Array:
     """Geopotential in m2 s-2 from geopotential height in m (gpm)."""
-    return GRAVITY * height
+    return height * GRAVITY
 
 
 def pressure_at_altitude(pressure: Array, altitude_from: Array, altitude_to: Array, temperature_to: Array) -> Array:

@@ -53,7 +53,7 @@ def hourly_insolation(time: np.ndarray, latitude: np.ndarray, longitude: np.ndar
     time = np.atleast_1d(time)
     minutes = np.arange(5, 60 * hours, 10)
     samples = time[:, None] - minutes.astype("timedelta64[m]")
-    total = 0.0
+    total = np.zeros(())
     for sample in samples.T:  # a loop over ten-minute samples keeps memory at one field per time
         total = total + np.maximum(cos_zenith(sample, latitude, longitude), 0.0) / _sun(sample)[2][:, None, None] ** 2
     return (SOLAR_CONSTANT * total / minutes.size).astype("f4")

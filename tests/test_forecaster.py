@@ -1,0 +1,68 @@
+"""One step and one first guess, against what they are made of."""
+
+import numpy as np
+import pytest
+import torch
+from worlds import HOUR, OUTER, START, box, forecaster, globe
+
+from xscalemixer.samples import Series, Windows
+from xscalemixer.state import State
+from xscalemixer.variables import REGIONAL
+
+
+@pytest.fixture(scope="module")
+def model():
+    return forecaster()
+
+
+@torch.inference_mode()
+def test_step_is_the_network_on_a_training_window(model):
+    """Physical state in, physical state out, by the same inputs that training gives."""
+    grids = model.outer.grid, model.inner.grid
+    axes = np.array(grids[0].latitude), np.array(grids[0].longitude)
+    outer = Series.of(globe([START, START + 6 * HOUR], *axes), OUTER)
+    inner = Series.of(box(START + np.arange(-5, 7) * HOUR), REGIONAL)
+    scaled = [
+        Series(series.time, scale(torch.from_numpy(series.values)).numpy())
+        for series, scale in ((outer, model.scale_outer), (inner, model.scale_inner))
+    ]
+    window = Windows(*scaled, grids, [(START - 6 * HOUR, START + 6 * HOUR)], 1, model.sunlit_scale, model.calendar)[0]
+    by_hand = model.network(
+        window["outer"][:1], window["inner"][None, :6], window["calendar"], window["outer_forcing"], window["inner_forcing"]
+    )
+
+    state = State(START, torch.from_numpy(outer.values[:1]), torch.from_numpy(inner.values[None, :6]))
+    ahead = model.step(state)
+    assert ahead.time == START + 6 * HOUR
+    torch.testing.assert_close(model.scale_outer(ahead.outer), by_hand.outer, atol=1e-4, rtol=1e-4)
+    lower, upper = (torch.from_numpy(limit)[:, None, None] for limit in REGIONAL.limits())
+    wanted = model.scale_inner.inverse(by_hand.inner).clamp(lower, upper)
+    wanted[:, :, 6] *= window["inner_forcing"][:, 6:] > 0
+    torch.testing.assert_close(model.scale_inner(ahead.inner), model.scale_inner(wanted), atol=1e-4, rtol=1e-4)
+    assert (ahead.inner - state.inner[:, -1:]).abs().amax() > 0.1
+
+
+def test_first_guess_over_a_plateau():
+    """From terrain at 1 km to terrain at 3 km: 13 K colder, pressure by the hypsometric equation, all else as it is."""
+    model = forecaster()
+    model.network.outer.statics[0] = 1.0
+    model.network.inner.statics[0] = 3.0
+    values = {"t2m": 290.0, "u10": 5.0, "v10": -3.0, "q2m": 0.008, "sp": 89875.0}
+    outer = np.empty((1, len(OUTER), *model.outer.grid.shape), "f4")
+    outer[:] = np.array([values.get(name, 1e4) for name in OUTER.channels])[:, None, None]
+
+    fields = model.first_guess(outer, np.array([START + 6 * HOUR]))[0]  # 18 UTC
+
+    guess = fields[:5] * model.scale_inner.std[:5] + model.scale_inner.mean[:5]
+    wanted = [290.0 - 13.0, 5.0, -3.0, 0.008, 89875.0 * (277.0 / 290.0) ** (9.80665 / (287.0597 * 0.0065))]
+    for channel, value in enumerate(wanted):
+        np.testing.assert_allclose(guess[channel], value, rtol=1e-5, err_msg=REGIONAL.channels[channel])
+    orography, land, rise, sine, cosine = fields[5:]
+    assert (orography == 3.0).all() and torch.equal(land, model.network.inner.statics[1])
+    np.testing.assert_allclose(rise, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(torch.stack([sine.unique(), cosine.unique()]).flatten(), [-1.0, 0.0], atol=1e-6)
+
+
+def test_parameters_are_counted_once(model):
+    networks = model.network.outer, model.network.inner, model.network.mixers, model.cold_start
+    assert model.parameter_count == sum(p.numel() for network in networks for p in network.parameters())
