@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -35,22 +35,52 @@ _AnyGrid = Grid | CurvilinearGrid
 
 @dataclass(frozen=True)
 class Aligned:
-    """One forecast beside its truth, in canonical units.
+    """One forecast beside its truth, in canonical units; lazy where the inputs are.
 
     Attributes
     ----------
     forecast : xr.Dataset
         Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, or ``(..., y, x)``.
-    truth, climatology : xr.Dataset
-        The same without ``member``, at the valid times of the forecast; NaN where there is none. No climatology: None.
+    analysis : xr.Dataset
+        The truth at the valid times that it has, dims ``(time, [level], ...)``.
+    position : xr.DataArray
+        Where the truth of each start and lead time is along ``time``, dims ``(reference_time, lead_time)``; -1 where there is
+        none.
+    normal : xr.Dataset or None
+        The climatology by ``hour`` and ``dayofyear``.
     area : xr.DataArray
         Cell areas in m2, from half-cell bounds of the grid before it was cropped.
     """
 
     forecast: xr.Dataset
-    truth: xr.Dataset
-    climatology: xr.Dataset | None
+    analysis: xr.Dataset
+    position: xr.DataArray
+    normal: xr.Dataset | None
     area: xr.DataArray
+
+    @property
+    def truth(self) -> xr.Dataset:
+        """The truth with the dims of the forecast but ``member``; NaN where there is none."""
+        analysis = self.analysis
+        if _is_lazy(self.forecast) and not _is_lazy(analysis):
+            analysis = analysis.chunk(time=24)  # else dask would cut the forecast to one chunk
+        picked = analysis.isel(time=self.position.drop_vars(self.position.coords)).drop_vars("time", errors="ignore")
+        return _in_chunks_of(self.forecast, _known(picked, self.position))
+
+    @property
+    def climatology(self) -> xr.Dataset | None:
+        """The climatology at the valid times, with the dims of ``truth``."""
+        if self.normal is None:
+            return None
+        normal = self.normal
+        if _is_lazy(self.forecast) and not _is_lazy(normal):
+            normal = normal.chunk(dayofyear=1)
+        return _in_chunks_of(self.forecast, _known(_at_valid_times(normal, self.position), self.position))
+
+    def part(self, **spans: slice) -> Aligned:
+        """Some starts and lead times: only the truth at their valid times comes along, so that a graph of a part is small."""
+        position, used = _used(self.position.isel(spans))
+        return replace(self, forecast=self.forecast.isel(spans), analysis=self.analysis.isel(time=used), position=position)
 
 
 def align(
@@ -100,13 +130,15 @@ def align(
     forecasts = {name: _translated(ds, schema, report, name, _FORECAST_DIMS) for name, ds in forecasts.items()}
     analysis = _translated(analysis, schema, report, "truth", ("time",))
     report.raise_errors("these datasets cannot be compared")
-    forecasts, analysis = _common_times(forecasts, analysis, report)
+    forecasts, analysis, position = _common_times(forecasts, analysis, report)
     if climatology is not None:
         climatology = _check_climatology(climatology, schema)
+        _days_of(climatology, position)
     names = [*forecasts, "truth"] + ["climatology"] * (climatology is not None)
     parts, area = _common_cells(dict(zip(names, [*forecasts.values(), analysis, climatology], strict=False)), grid, report)
     parts, area = _crop(parts, area, region)
-    return {name: _beside(parts[name], parts["truth"], parts.get("climatology"), area) for name in forecasts}, report
+    beside = parts["truth"], position, parts.get("climatology"), area
+    return {name: Aligned(_whole_members(parts[name]), *beside) for name in forecasts}, report
 
 
 def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tuple[xr.Dataset, Report]:
@@ -230,11 +262,30 @@ def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report
         report.warn("times", "one start only: these scores are one sample and carry no uncertainty")
     keep = shared.isel(reference_time=starts, lead_time=hours)
     place = xr.DataArray(place[starts][:, hours], keep.coords, ("reference_time", "lead_time"))
-    used, index = np.unique(place.values[place.values >= 0], return_inverse=True)
+    position, used = _used(place)
+    forecasts = {name: ds.isel(_places(ds, keep)) for name, ds in forecasts.items()}
+    return forecasts, analysis.isel(time=used), position
+
+
+def _used(place: xr.DataArray) -> tuple[xr.DataArray, slice | np.ndarray]:
+    """The times that are used at all, and the places among these; -1 stays."""
+    found = place.values >= 0
+    used, index = np.unique(place.values[found], return_inverse=True)
     position = np.full(place.shape, -1)
-    position[place.values >= 0] = index
-    forecasts = {name: ds.sel(keep.coords) for name, ds in forecasts.items()}
-    return forecasts, analysis.isel(time=used).assign_coords(position=place.copy(data=position))
+    position[found] = index
+    return place.copy(data=position), _span_of(used)
+
+
+def _places(ds: xr.Dataset, keep: xr.Dataset) -> dict[str, slice | np.ndarray]:
+    """Where the starts and lead times to be kept are."""
+    return {dim: _span_of(pd.Index(ds[dim].values).get_indexer(keep[dim].values)) for dim in ("reference_time", "lead_time")}
+
+
+def _span_of(index: np.ndarray) -> slice | np.ndarray:
+    """The same positions as a slice, if they are successive: dask slices at no cost but copies a list of positions."""
+    if index.size and np.array_equal(index, np.arange(index[0], index[0] + index.size)):
+        return slice(int(index[0]), int(index[0]) + index.size)
+    return index
 
 
 def _valid(ds: xr.Dataset) -> np.ndarray:
@@ -369,8 +420,7 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
     regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")
     report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}")
     covered = regridder.covered
-    extra = [dim for dim in ("position",) if dim in ds.coords]
-    moved = regrid(ds.drop_vars(extra), regridder).assign_coords({dim: ds[dim] for dim in extra})
+    moved = regrid(ds, regridder)
     return moved.isel(latitude=covered.any(axis=1), longitude=covered.any(axis=0))
 
 
@@ -398,18 +448,8 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     return {name: ds.isel(keep) for name, ds in parts.items()}, area.where(inside.variable, 0.0).isel(keep)
 
 
-def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset | None, area: xr.DataArray) -> Aligned:
-    """Truth and climatology at the valid times of one forecast, in its chunks: else dask would cut the forecast to theirs."""
-    position, analysis = analysis["position"], analysis.drop_vars("position")
-    if _is_lazy(forecast):
-        forecast = forecast.chunk(member=-1) if "member" in forecast.dims else forecast
-        analysis = analysis if _is_lazy(analysis) else analysis.chunk(time=24)
-        if climatology is not None and not _is_lazy(climatology):
-            climatology = climatology.chunk(dayofyear=1)
-    truth = analysis.isel(time=position.drop_vars(position.coords)).drop_vars("time", errors="ignore")
-    if climatology is not None:
-        climatology = _in_chunks_of(forecast, _known(_at_valid_times(climatology, position), position))
-    return Aligned(forecast, _in_chunks_of(forecast, _known(truth, position)), climatology, area)
+def _whole_members(forecast: xr.Dataset) -> xr.Dataset:
+    return forecast.chunk(member=-1) if _is_lazy(forecast) and "member" in forecast.dims else forecast
 
 
 def _known(ds: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
@@ -428,6 +468,18 @@ def _is_lazy(ds: xr.Dataset) -> bool:
 
 
 def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
+    index = _days_of(climatology, position)
+    return climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
+
+
+def _days_of(climatology: xr.Dataset, position: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Where the hour and the day of year of each valid time are in a climatology.
+
+    Raises
+    ------
+    TimeError
+        If one is not in it.
+    """
     valid = xr.DataArray(_valid(position), position.coords, position.dims)
     index, problems = {}, []
     for dim in ("hour", "dayofyear"):
@@ -441,4 +493,4 @@ def _at_valid_times(climatology: xr.Dataset, position: xr.DataArray) -> xr.Datas
         raise TimeError(
             "this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems]
         )
-    return climatology.isel(index).drop_vars([*index, "samples"], errors="ignore")
+    return index
