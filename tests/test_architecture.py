@@ -26,7 +26,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"units", "physics"},
     {"nn"},
     {"variables", "report"},
-    {"errors", "_version", "_pyproj"},
+    {"errors", "_version", "_pyproj", "progress"},
 ]
 TORCH = {"nn", "augmentation", "state", "samples", "forecaster", "pretrained", "forecasting", "training"}
 FORBIDDEN = ("pickle", "joblib", "dill", "cloudpickle", "yaml")

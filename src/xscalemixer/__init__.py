@@ -25,6 +25,7 @@ _LAZY = {
     "TrainConfig": "training",
     "Stage": "training",
     "score": "verification",
+    "rescore": "verification",
     "climatology": "verification",
     "plot": "plotting",
     "plot_overview": "plotting",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import numbers
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -14,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
 from xscalemixer._version import __version__
 from xscalemixer.conform import conform, require_dataset, valid_times
@@ -24,6 +22,7 @@ from xscalemixer.grids import Grid, grid_of
 from xscalemixer.output import forecast_dataset
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.pretrained import load
+from xscalemixer.progress import progress_bar
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
 from xscalemixer.state import HOURS, State, fields_of
@@ -108,7 +107,7 @@ def forecast(
         "attrs": attrs,
         "static": model.static,
     }
-    with _progress_bar(hours, progress) as bar:
+    with progress_bar(hours, "h", "forecast", progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
         blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
@@ -454,12 +453,6 @@ def _device(wanted: str | None) -> str:
         raise InputError(f"device {wanted!r} cannot be used", [f"usable here: {usable}; leave device out to pick the fastest"])
     log.info("running on %s in float32", kind)
     return kind
-
-
-def _progress_bar(hours: int, progress: bool | None) -> tqdm:
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    quiet = not (interactive if progress is None else progress)
-    return tqdm(total=hours, unit="h", desc="forecast", disable=quiet)
 
 
 def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
