@@ -89,20 +89,20 @@ def forecast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every problem.
     """
-    hours = _whole_hours(hours)
-    model = _model(model)
+    hours = whole_hours(hours)
+    model = model_of(model)
     if to is None and (resume or overwrite):
         raise InputError("no forecast was made", ["resume and overwrite belong to a store on disk; add to='run.zarr'"])
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
-    model.to(_device(device))
+    model.to(device_of(device))
     state = start.state.to(model.device)
-    attrs = _provenance(model, start, report, hours)
+    attrs = provenance(model, start, report, hours)
     if diagnose:
         attrs["coupling_response"] = coupling_response(model, state)
     describe = {
         "schema": model.inner.schema,
-        "grid": _in_convention(model.inner.grid, start.west_negative),
+        "grid": in_convention(model.inner.grid, start.west_negative),
         "reference_time": state.time,
         "attrs": attrs,
         "static": model.static,
@@ -110,7 +110,7 @@ def forecast(
     with progress_bar(hours, "h", "forecast", progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
-        blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
+        blocks = [fields for _, fields in hourly_blocks(model, state, hours, 0, bar)]
         return forecast_dataset(np.concatenate(blocks), lead_time=np.arange(1, hours + 1), **describe)
 
 
@@ -134,7 +134,7 @@ def check(
     Report
         Prints as text; a table in Jupyter.
     """
-    return prepare(ds, _model(model), regional=regional, init_time=init_time, rh_phase=rh_phase)[1]
+    return prepare(ds, model_of(model), regional=regional, init_time=init_time, rh_phase=rh_phase)[1]
 
 
 def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, init_time=None, rh_phase=None) -> xr.Dataset:
@@ -151,7 +151,7 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         ``latitude``, ``longitude`` (degrees) and ``score`` of each key with dims (block, key), and ``importance``
         (1, sums to 1 over the globe) with dims (block, token_latitude, token_longitude).
     """
-    model = _model(model)
+    model = model_of(model)
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
     if not model.network.mixers:
@@ -220,7 +220,7 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     """Conform, regrid and collect the start; it is None where the report has errors."""
     report = Report(f"input for {model.name!r}")
     if isinstance(ds, xr.DataTree):
-        ds, regional = _branches(ds, regional, report)
+        ds, regional = split_branches(ds, regional, report)
     if not report.ok:
         return None, report
     for data in (ds,) if regional is None else (ds, regional):
@@ -228,22 +228,32 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     time = _start_time(ds, regional, init_time, report)
     if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
         return None, report
+    starts = starts_at(np.array([time]), ds, model, report, regional=regional, rh_phase=rh_phase)
+    return starts[0] if starts else None, report
+
+
+def starts_at(times, ds: xr.Dataset, model: Forecaster, report: Report, *, regional=None, rh_phase=None) -> list[Start]:
+    """Prepared starts at sorted times that the data have, read together; none where the report gets errors."""
     terrain = model.network.outer.statics[0].cpu().numpy() * 1000.0
-    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver", terrain)
-    inner = None
+    outer, west_negative = _on_model_grid(ds, model.outer, times, report, rh_phase, "driver", terrain)
+    inner, hours = None, times[:, None] - np.arange(HOURS)[::-1] * HOUR
     if regional is None:
         report.assume("regional", "no analyses given; the six hours before the start were invented from the driver (cold start)")
     else:
-        history = time - np.arange(HOURS)[::-1] * HOUR
+        history = np.unique(hours)
         inner, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
     if not report.ok:
-        return None, report
-    outer = torch.from_numpy(outer).to(model.device)
-    inner = model.invent_history(outer, time) if inner is None else torch.from_numpy(inner)[None]
-    return Start(State(time, outer, inner), regional is None, west_negative), report
+        return []
+    starts = []
+    for i, time in enumerate(times):
+        state = torch.from_numpy(outer[i : i + 1]).to(model.device)
+        before = None if inner is None else torch.from_numpy(inner[np.searchsorted(history, hours[i])])[None]
+        before = model.invent_history(state, time) if before is None else before
+        starts.append(Start(State(time, state, before), regional is None, west_negative))
+    return starts
 
 
-def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
+def split_branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
     """The two groups of a tree."""
     if "global" not in tree.children:
         report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
@@ -337,7 +347,7 @@ def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
     return ds.assign(t2m=t2m, sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, t2m))
 
 
-def _in_convention(grid: Grid, west_negative: bool) -> Grid:
+def in_convention(grid: Grid, west_negative: bool) -> Grid:
     """The grid with longitudes as the input counts them, where that keeps them ascending."""
     lon = np.array(grid.longitude)
     if west_negative and (lon >= 180).all():
@@ -359,7 +369,7 @@ def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-def _blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+def hourly_blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
     """State after each step and its new hours, shape (up to 6, C, h, w); stops at ``hours``, begins after ``done``."""
     steps = -(-(hours - done) // HOURS)
     for state in model.rollout(start, steps):
@@ -383,7 +393,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
-    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": _digest(start)}
+    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": digest_of(start)}
     if resume:
         store = ForecastStore.resume(to, run)
     else:
@@ -396,7 +406,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
         if store.restart:
             outer, inner = (torch.from_numpy(store.restart[name]).to(model.device) for name in ("outer", "inner"))
             start = State(start.time + done * HOUR, outer, inner)
-        for state, fields in _blocks(model, start, hours, done, bar) if done < hours else ():
+        for state, fields in hourly_blocks(model, start, hours, done, bar) if done < hours else ():
             leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
             block = forecast_dataset(fields, lead_time=leads, **describe)
             store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
@@ -404,7 +414,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     return xr.open_zarr(to)
 
 
-def _model(model) -> Forecaster:
+def model_of(model) -> Forecaster:
     if isinstance(model, Forecaster):
         return model
     if model is not None and not isinstance(model, str | PathLike):
@@ -414,7 +424,7 @@ def _model(model) -> Forecaster:
     return load() if model is None else load(model)
 
 
-def _whole_hours(hours) -> int:
+def whole_hours(hours) -> int:
     """Hours as a positive integer; text and timedeltas are read by pandas.
 
     Raises
@@ -438,7 +448,7 @@ def _whole_hours(hours) -> int:
     return int(number)
 
 
-def _device(wanted: str | None) -> str:
+def device_of(wanted: str | None) -> str:
     """The device asked for, or the fastest there is; logged.
 
     Raises
@@ -455,7 +465,7 @@ def _device(wanted: str | None) -> str:
     return kind
 
 
-def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
+def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
     """Global attributes: what made this forecast from what, and every assumption."""
     return {
         "title": f"{hours}-hour regional forecast by {model.name}",
@@ -466,12 +476,12 @@ def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> 
         "device": str(model.device),
         "precision": "float32",
         "start": "cold" if start.cold else "warm",
-        "input_sha256": _digest(start.state),
+        "input_sha256": digest_of(start.state),
         "assumptions": report.assumptions,
     }
 
 
-def _digest(state: State) -> str:
+def digest_of(state: State) -> str:
     """Hash of the start, to tell runs apart."""
     digest = hashlib.sha256(_text(state.time).encode())
     for tensor in (state.outer, state.inner):

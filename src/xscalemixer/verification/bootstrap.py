@@ -69,7 +69,8 @@ def resampled_counts(lengths: ArrayLike, draws: int, block: int, seed: int) -> x
     length = np.repeat(lengths, lengths)  # of the segment that each start is in
     origin = np.repeat(np.cumsum(lengths) - lengths, lengths)
     number = -(-starts // min(block, int(lengths.min())))
-    first = np.random.default_rng(seed).integers(starts, size=(draws, number, 1))
+    chance = 1 / np.minimum(block, length)  # blocks of short segments are shorter, hence more of them
+    first = np.random.default_rng(seed).choice(starts, size=(draws, number, 1), p=chance / chance.sum())
     step = np.arange(block)
     chosen = origin[first] + (first - origin[first] + step) % length[first]
     taken = (step < length[first]).reshape(draws, -1)

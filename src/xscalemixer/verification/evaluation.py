@@ -113,15 +113,17 @@ def open_means(store: str | PathLike) -> xr.Dataset:
     InputError
         If it is no such store, or not complete.
     """
+    import zarr
+
     try:
-        means = xr.open_zarr(store, decode_timedelta=False)
-    except (FileNotFoundError, KeyError):
+        attrs = zarr.open_group(store, mode="r", use_consolidated=False).attrs
+    except FileNotFoundError:
         raise InputError(f"{store} holds no area means", ["make them: xsm.score(forecast, truth, to=...)"]) from None
-    if means.attrs.get("title") != "area means" or means.attrs.get("complete") != "true":
-        found = f"title {means.attrs.get('title')!r}, complete {means.attrs.get('complete')!r}"
+    if attrs.get("title") != "area means" or attrs.get("complete") != "true":
+        found = f"title {attrs.get('title')!r}, complete {attrs.get('complete')!r}"
         fix = "finish it with xsm.score(forecast, truth, to=..., resume=True)"
         raise InputError(f"{store} holds no complete area means", [f"found {found}; {fix}"])
-    return means.load()
+    return xr.open_zarr(store, decode_timedelta=False).load()
 
 
 def sums_at_places(
@@ -200,8 +202,8 @@ def batches(
 
 
 def _bytes_of_a_field(one: Aligned) -> int:
-    number = one.position.size
-    return (one.forecast.nbytes + one.forecast.isel(member=0, missing_dims="ignore").nbytes) // number
+    beside = one.forecast.isel(member=0, missing_dims="ignore")
+    return sum(array.nbytes for ds in (one.forecast, beside) for array in ds.values()) // one.position.size
 
 
 def _chunks(ds: xr.Dataset, dim: str) -> Iterator[int]:

@@ -319,7 +319,8 @@ def _described(aligned: Mapping[str, Aligned]) -> dict[str, dict]:
 
 def _with_attrs(out: xr.Dataset, averaged: list[str], root: str, report: Report) -> xr.Dataset:
     attrs = {"title": "scores", "root": f"{root} averaging", "averaged_over": ", ".join(averaged) or "nothing"}
-    return out.assign_attrs(attrs | {"report": repr(report)})
+    out.attrs = attrs | {"report": repr(report)}
+    return out
 
 
 def _weighted(array: xr.DataArray, weights: xr.DataArray, dims: list[str], counts: xr.DataArray | None) -> xr.DataArray:
