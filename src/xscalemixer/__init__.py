@@ -19,6 +19,7 @@ _LAZY = {
     "check": "forecasting",
     "forecast": "forecasting",
     "key_positions": "forecasting",
+    "hindcast": "hindcasting",
     "load": "pretrained",
     "models": "pretrained",
     "train": "training",
