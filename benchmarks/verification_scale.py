@@ -151,10 +151,8 @@ def main() -> None:
     with Peak() as peak:
         sc, seconds = timed(lambda: xsm.score(fc, truth, metrics=METRICS, memory=options.memory, progress=sys.stderr.isatty()))
     size = sum(array.nbytes for array in fc.values()) / 1e9
-    count = sc["t2m"].sel(metric="count").values
-    print(
-        f"{options.starts} starts x {options.leads} leads x {len(fc)} variables: {size:.2f} GB of forecasts, count {count.max():.0f}"
-    )
+    count = float(sc["t2m"].sel(metric="count").max())
+    print(f"{options.starts} starts, {options.leads} leads, {len(fc)} variables: {size:.2f} GB of forecasts, count {count:.0f}")
     print(f"score: {seconds:.1f} s, {seconds / size:.2f} s per GB of forecasts")
     grown = (peak.bytes - before) / 2**20
     print(f"memory: grew by at most {grown:.0f} MiB from {before / 2**20:.0f} MiB; bound of a batch {options.memory}")

@@ -45,7 +45,7 @@ def test_short_forecast_is_the_start_of_a_long_one(model, reference):
 
 @pytest.mark.parametrize(("hours", "leads"), [("2 days", 48), (np.timedelta64(3, "h"), 3), (5.0, 5)])
 def test_hours_in_other_words(model, hours, leads):
-    assert xsm.forecasting.whole_hours(hours) == leads
+    assert xsm.forecasting._whole_hours(hours) == leads
 
 
 @pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])
@@ -312,7 +312,7 @@ def test_longitudes_are_counted_as_in_the_input(lon, west_negative, wanted):
     from xscalemixer.grids import Grid
 
     grid = Grid.regular(40, lon, 1, (3, 4))
-    assert forecasting.in_convention(grid, west_negative).longitude[0] == wanted
+    assert forecasting._in_convention(grid, west_negative).longitude[0] == wanted
 
 
 def test_misspelled_group_is_not_ignored(model):

@@ -98,23 +98,11 @@ def test_every_missing_time_is_told(driver, analyses, model, tmp_path):
     told = [
         r"3 starts cannot be made by 'tiny' \(5 problems\)",
         r"2020-06-01T13:00: not in the driver \(2020-06-01T12:00 to 2020-06-03T00:00\): 2020-06-01T13:00",
-        r"2020-06-02T00:00: not in the regional analyses \(.*\): 2020-06-01T19:00, 2020-06-01T22:00",
         r"2020-06-03T12:00: not in the driver .*: 2020-06-03T12:00",
+        r"2020-06-02T00:00: not in the regional analyses \(.*\): 2020-06-01T19:00, 2020-06-01T22:00",
         r"Leave these starts out",
     ]
-    message = "(?s:.)*".join(told)
-    with pytest.raises(TimeError, match=message):
-        xsm.hindcast(driver, times, model=model)
-
-
-def test_every_missing_time_is_told(driver, analyses, model, tmp_path):
-    wanted = [*TIMES, TIMES[-1] + 12 * HOUR, START + HOUR]
-    gap = analyses.drop_sel(time=[TIMES[1] - 2 * HOUR, TIMES[1] - 5 * HOUR])
-    message = (
-        r"3 starts cannot be made by 'tiny' \(4 problems\)(?s:.)*2020-06-01T13:00: the driver \(.*\) lack 2020-06-01T13:00"
-        r"(?s:.)*2020-06-03T12:00: the driver(?s:.)*2020-06-02T00:00: the regional analyses .* lack 2020-06-01T19:00, 2020-06-01T22:00"
-    )
-    with pytest.raises(TimeError, match=message):
+    with pytest.raises(TimeError, match="(?s:.)*".join(told)):
         xsm.hindcast(driver, wanted, model=model, regional=gap, to=tmp_path / "h.zarr")
     assert not list(tmp_path.iterdir())
 
@@ -122,9 +110,7 @@ def test_every_missing_time_is_told(driver, analyses, model, tmp_path):
 def test_every_bad_state_is_told(driver, model):
     bad = driver.copy(deep=True)
     bad["t2m"][[1, 3], 20:22] = np.nan
-    with pytest.raises(
-        InputError, match=r"2 starts cannot be made(?s:.)*06-02T00:00: driver: t2m: 180 of 4050(?s:.)*06-03T00:00: driver: t2m"
-    ):
+    with pytest.raises(InputError, match=r"2 starts(?s:.)*06-02T00:00: driver: t2m: 180 of 4050(?s:.)*06-03T00:00: driver: t2m"):
         xsm.hindcast(bad, TIMES, model=model)
     with pytest.raises(SchemaError, match=r"4 starts cannot be made(?s:.)*2020-06-01T12:00, 2020-06-02T00:00, .*: driver: sp"):
         xsm.hindcast(driver.drop_vars("sp"), TIMES, model=model)
@@ -153,9 +139,7 @@ def test_a_killed_hindcast_goes_on_where_it_was(driver, model, reference, tmp_pa
             xsm.hindcast(driver, TIMES, 7, model=model, to=tmp_path / "h.zarr")
     assert xr.open_zarr(tmp_path / "h.zarr", consolidated=False).attrs["complete"] == "false"
     made, run = [], hindcasting._run
-    monkeypatch.setattr(
-        hindcasting, "_run", lambda model, start, *rest: made.append(start.state.time) or run(model, start, *rest)
-    )
+    monkeypatch.setattr(hindcasting, "_run", lambda model, start, *rest: made.append(start.time) or run(model, start, *rest))
     out = xsm.hindcast(driver, TIMES, 7, model=model, to=tmp_path / "h.zarr", resume=True)
     assert made == list(TIMES[start:])
     xr.testing.assert_equal(out.load(), reference)

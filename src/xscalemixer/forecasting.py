@@ -89,20 +89,20 @@ def forecast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every problem.
     """
-    hours = whole_hours(hours)
-    model = model_of(model)
+    hours = _whole_hours(hours)
+    model = _model(model)
     if to is None and (resume or overwrite):
         raise InputError("no forecast was made", ["resume and overwrite belong to a store on disk; add to='run.zarr'"])
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
-    model.to(device_of(device))
+    model.to(_device(device))
     state = start.state.to(model.device)
-    attrs = provenance(model, start, report, hours)
+    attrs = _provenance(model, start, report, hours)
     if diagnose:
         attrs["coupling_response"] = coupling_response(model, state)
     describe = {
         "schema": model.inner.schema,
-        "grid": in_convention(model.inner.grid, start.west_negative),
+        "grid": _in_convention(model.inner.grid, start.west_negative),
         "reference_time": state.time,
         "attrs": attrs,
         "static": model.static,
@@ -110,7 +110,7 @@ def forecast(
     with progress_bar(hours, "h", "forecast", progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
-        blocks = [fields for _, fields in hourly_blocks(model, state, hours, 0, bar)]
+        blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
         return forecast_dataset(np.concatenate(blocks), lead_time=np.arange(1, hours + 1), **describe)
 
 
@@ -134,7 +134,7 @@ def check(
     Report
         Prints as text; a table in Jupyter.
     """
-    return prepare(ds, model_of(model), regional=regional, init_time=init_time, rh_phase=rh_phase)[1]
+    return prepare(ds, _model(model), regional=regional, init_time=init_time, rh_phase=rh_phase)[1]
 
 
 def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, init_time=None, rh_phase=None) -> xr.Dataset:
@@ -151,7 +151,7 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         ``latitude``, ``longitude`` (degrees) and ``score`` of each key with dims (block, key), and ``importance``
         (1, sums to 1 over the globe) with dims (block, token_latitude, token_longitude).
     """
-    model = model_of(model)
+    model = _model(model)
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
     if not model.network.mixers:
@@ -220,7 +220,7 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     """Conform, regrid and collect the start; it is None where the report has errors."""
     report = Report(f"input for {model.name!r}")
     if isinstance(ds, xr.DataTree):
-        ds, regional = split_branches(ds, regional, report)
+        ds, regional = _branches(ds, regional, report)
     if not report.ok:
         return None, report
     for data in (ds,) if regional is None else (ds, regional):
@@ -253,7 +253,7 @@ def starts_at(times, ds: xr.Dataset, model: Forecaster, report: Report, *, regio
     return starts
 
 
-def split_branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
+def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
     """The two groups of a tree."""
     if "global" not in tree.children:
         report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
@@ -347,7 +347,7 @@ def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
     return ds.assign(t2m=t2m, sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, t2m))
 
 
-def in_convention(grid: Grid, west_negative: bool) -> Grid:
+def _in_convention(grid: Grid, west_negative: bool) -> Grid:
     """The grid with longitudes as the input counts them, where that keeps them ascending."""
     lon = np.array(grid.longitude)
     if west_negative and (lon >= 180).all():
@@ -369,7 +369,7 @@ def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------------- running
 
 
-def hourly_blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+def _blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
     """State after each step and its new hours, shape (up to 6, C, h, w); stops at ``hours``, begins after ``done``."""
     steps = -(-(hours - done) // HOURS)
     for state in model.rollout(start, steps):
@@ -393,7 +393,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
-    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": digest_of(start)}
+    run = {"weights": model.weights_sha256(), "start": _text(start.time), "hours": hours, "input": _digest(start)}
     if resume:
         store = ForecastStore.resume(to, run)
     else:
@@ -406,7 +406,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
         if store.restart:
             outer, inner = (torch.from_numpy(store.restart[name]).to(model.device) for name in ("outer", "inner"))
             start = State(start.time + done * HOUR, outer, inner)
-        for state, fields in hourly_blocks(model, start, hours, done, bar) if done < hours else ():
+        for state, fields in _blocks(model, start, hours, done, bar) if done < hours else ():
             leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
             block = forecast_dataset(fields, lead_time=leads, **describe)
             store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
@@ -414,7 +414,7 @@ def _stream(model: Forecaster, start: State, hours: int, describe: dict, to, *, 
     return xr.open_zarr(to)
 
 
-def model_of(model) -> Forecaster:
+def _model(model) -> Forecaster:
     if isinstance(model, Forecaster):
         return model
     if model is not None and not isinstance(model, str | PathLike):
@@ -424,7 +424,7 @@ def model_of(model) -> Forecaster:
     return load() if model is None else load(model)
 
 
-def whole_hours(hours) -> int:
+def _whole_hours(hours) -> int:
     """Hours as a positive integer; text and timedeltas are read by pandas.
 
     Raises
@@ -448,7 +448,7 @@ def whole_hours(hours) -> int:
     return int(number)
 
 
-def device_of(wanted: str | None) -> str:
+def _device(wanted: str | None) -> str:
     """The device asked for, or the fastest there is; logged.
 
     Raises
@@ -465,7 +465,7 @@ def device_of(wanted: str | None) -> str:
     return kind
 
 
-def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
+def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
     """Global attributes: what made this forecast from what, and every assumption."""
     return {
         "title": f"{hours}-hour regional forecast by {model.name}",
@@ -476,12 +476,12 @@ def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> d
         "device": str(model.device),
         "precision": "float32",
         "start": "cold" if start.cold else "warm",
-        "input_sha256": digest_of(start.state),
+        "input_sha256": _digest(start.state),
         "assumptions": report.assumptions,
     }
 
 
-def digest_of(state: State) -> str:
+def _digest(state: State) -> str:
     """Hash of the start, to tell runs apart."""
     digest = hashlib.sha256(_text(state.time).encode())
     for tensor in (state.outer, state.inner):

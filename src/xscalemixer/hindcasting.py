@@ -19,21 +19,21 @@ from xscalemixer.forecaster import Forecaster
 from xscalemixer.forecasting import (
     HOUR,
     Start,
-    device_of,
-    digest_of,
-    hourly_blocks,
-    in_convention,
-    model_of,
+    _blocks,
+    _branches,
+    _device,
+    _digest,
+    _in_convention,
+    _model,
+    _provenance,
+    _whole_hours,
     prepare,
-    provenance,
-    split_branches,
     starts_at,
-    whole_hours,
 )
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
-from xscalemixer.state import HOURS
+from xscalemixer.state import HOURS, State
 from xscalemixer.store import BlockStore
 
 __all__ = ["hindcast"]
@@ -92,11 +92,11 @@ def hindcast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every start that cannot be made, and why.
     """
-    hours, model = whole_hours(hours), model_of(model)
+    hours, model = _whole_hours(hours), _model(model)
     if to is None and (resume or overwrite):
         raise InputError("no hindcast was made", ["resume and overwrite belong to a store on disk; add to='hindcast.zarr'"])
     source = _Source(driver, model, regional, rh_phase, _times(init_times))
-    model.to(device_of(device))
+    model.to(_device(device))
     digest, describe = source.check(hours)
     template = _assembled(source.times, _nothing(model, hours), hours, describe)
     if to is None:
@@ -127,7 +127,7 @@ class _Source:
     def __init__(self, driver, model: Forecaster, regional, rh_phase, times: np.ndarray):
         report = Report(f"input for {model.name!r}")
         if isinstance(driver, xr.DataTree):
-            driver, regional = split_branches(driver, regional, report)
+            driver, regional = _branches(driver, regional, report)
         report.raise_errors("no hindcast was made")
         for data in (driver,) if regional is None else (driver, regional):
             require_dataset(data)
@@ -160,9 +160,9 @@ class _Source:
             if not report.ok:
                 problems |= self._one_by_one(group, report)
             for start in starts:
-                digest.update(digest_of(start.state).encode())
+                digest.update(_digest(start.state).encode())
         _refuse(problems, self._model)
-        attrs = provenance(self._model, starts[0], report, hours)
+        attrs = _provenance(self._model, starts[0], report, hours)
         number = self.times.size
         attrs |= {
             "title": f"{hours}-hour regional hindcast by {self._model.name}, {number} starts",
@@ -170,7 +170,7 @@ class _Source:
         }
         describe = {
             "schema": self._model.inner.schema,
-            "grid": in_convention(self._model.inner.grid, starts[0].west_negative),
+            "grid": _in_convention(self._model.inner.grid, starts[0].west_negative),
             "attrs": attrs,
             "static": self._model.static,
         }
@@ -262,25 +262,25 @@ def _runs(
     for _, starts, _ in source.groups(times):
         if client is None:
             for start in starts:
-                yield start.state.time, _run(model, start, hours, bar)
+                yield start.state.time, _run(model, start.state, hours, bar)
         else:
             from distributed import as_completed
 
-            jobs = {client.submit(_run, shared, start, hours, pure=False): start.state.time for start in starts}
+            jobs = {client.submit(_run, shared, start.state, hours, pure=False): start.state.time for start in starts}
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
                 bar.update(hours)
                 job.release()
 
 
-def _run(model: Forecaster, start: Start, hours: int, bar: tqdm | None = None) -> np.ndarray:
+def _run(model: Forecaster, start: State, hours: int, bar: tqdm | None = None) -> np.ndarray:
     """One forecast, shape (L, C, h, w)."""
     silent = tqdm(disable=True) if bar is None else bar
     try:
-        blocks = hourly_blocks(model, start.state.to(model.device), hours, 0, silent)
+        blocks = _blocks(model, start.to(model.device), hours, 0, silent)
         return np.concatenate([fields for _, fields in blocks])
     except InputError as error:
-        raise InputError(f"the hindcast stopped at the start {_text(start.state.time)}", error.problems) from error
+        raise InputError(f"the hindcast stopped at the start {_text(start.time)}", error.problems) from error
 
 
 def _client():

@@ -227,16 +227,16 @@ def _sums(names: tuple[str, ...], has_members: bool, root: str, number: int, for
 def _block_means(names, forecast, truth, area, climatology) -> dict[str, Callable[[], np.ndarray]]:
     """One function for each area mean, so that only what is asked for is computed."""
     cells = _cell_values(tuple(name for name in names if name in CELLWISE), forecast, truth)
-    center = truth + cells["bias"]
     valid = np.isfinite(cells["bias"])
     mean, share = _weighted_mean(valid, area)
     out = {name: partial(mean, values) for name, values in cells.items()}
     out["share"] = lambda: share
-    out["correlation"] = lambda: _correlation(_centered(center, mean), _centered(truth, mean), mean)
+    out["correlation"] = lambda: _correlation(_centered(truth + cells["bias"], mean), _centered(truth, mean), mean)
     if climatology is None:
         return out
     known, _ = _weighted_mean(valid & np.isfinite(climatology), area)
-    anomaly, truth_anomaly = center - climatology, truth - climatology
+    truth_anomaly = truth - climatology
+    anomaly = truth_anomaly + cells["bias"]
     return out | {
         "acc": lambda: _correlation(anomaly, truth_anomaly, known),
         "activity": lambda: known(_centered(anomaly, known) ** 2),
@@ -266,8 +266,13 @@ def _of_errors(names: tuple[str, ...], errors: np.ndarray) -> dict[str, np.ndarr
     With the errors in ascending order, :math:`\sum_{ij} |x_i - x_j| / 2 = \sum_i (2 i - M - 1) x_i`: as many operations as
     sorting takes, not the square of the number of members.
     """
-    members, error = errors.shape[1], errors.mean(axis=1)
-    out = {"bias": error, "mae": np.abs(error), "mse": error**2}
+    members = errors.shape[1]
+    error = errors.mean(axis=1) if members > 1 else errors[:, 0]
+    out = {"bias": error}
+    if "mae" in names:
+        out["mae"] = np.abs(error)
+    if "mse" in names:
+        out["mse"] = error**2
     if "variance" in names:
         out["variance"] = errors.var(axis=1, ddof=1) if members > 1 else np.full_like(error, np.nan)
     if "crps" in names or "crps_fair" in names:
@@ -281,12 +286,13 @@ def _of_errors(names: tuple[str, ...], errors: np.ndarray) -> dict[str, np.ndarr
 
 def _weighted_mean(valid: np.ndarray, area: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """A function that averages over valid cells, (N, cells) -> (N,), NaN where there is none; and their share of the area."""
+    if valid.all():
+        weights = area / area.sum()
+        return lambda values: np.einsum("nc,c->n", values, weights), np.ones(len(valid))
     weights = np.where(valid, area, 0.0)
     total = weights.sum(axis=-1)
     weights /= np.where(total > 0, total, np.nan)[:, None]
-    everywhere = valid.all()
-    mean = lambda values: np.einsum("nc,nc->n", values if everywhere else np.where(valid, values, 0.0), weights)
-    return mean, total / area.sum()
+    return lambda values: np.einsum("nc,nc->n", np.where(valid, values, 0.0), weights), total / area.sum()
 
 
 def _centered(values: np.ndarray, mean: Callable) -> np.ndarray:
