@@ -606,5 +606,6 @@ def test_holdings_are_what_is_there_or_follows(ds):
     moist = ds.rename(q2m="d2m")
     moist["d2m"].attrs = {"units": "K", "standard_name": "dew_point_temperature"}
     found = holdings(moist.drop_vars("q"))
-    assert found["z"] == (200, 500, 850, 1000) and found["t2m"] == ()
-    assert {"q2m", "d2m"} <= set(found) and not {"q", "orog"} & set(found)
+    assert found.levels["z"] == (200, 500, 850, 1000) and found.levels["t2m"] == () and found.has_orography
+    assert {"q2m", "d2m", "ws10"} <= set(found.levels) and not {"q", "orog"} & set(found.levels)
+    assert "d2m" in found.direct and not {"q2m", "ws10"} & found.direct

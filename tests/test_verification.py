@@ -516,6 +516,177 @@ def test_scores_can_be_written(fc, truth, tmp_path):
         xr.testing.assert_equal(back.load(), sc)
 
 
+# stations
+
+
+def reports(values, times=None, latitude=(58.0, 55.0), longitude=(12.0, 17.0), name="t2m", units="K"):
+    """Values of shape (times, stations), or anything that broadcasts to it."""
+    times = np.unique(VALID) if times is None else times
+    places = {"latitude": ("station", list(latitude)), "longitude": ("station", list(longitude))}
+    places |= {"altitude": ("station", np.full(len(latitude), np.nan)), "station": [f"s{i}" for i in range(len(latitude))]}
+    full = np.broadcast_to(values, (len(times), len(latitude))).astype("f4")
+    return xr.Dataset({name: (("time", "station"), full, {"units": units})}, {"time": times, **places})
+
+
+def test_reports_count_the_same_whatever_field_they_are_in():
+    observed = np.full((5, 2), 280.0)
+    observed[1:3, 1] = np.nan
+    errors = np.array([1.0, 3.0, 1.0, 3.0])[:, None, None, None]
+    sc = xsm.score(forecast(280 + errors), reports(observed), metrics=["mae", "rmse"])
+    valid = np.searchsorted(np.unique(VALID), VALID)
+    number = np.isfinite(observed).sum(axis=1)[valid]
+    np.testing.assert_array_equal(value(sc, "count"), number.sum(axis=0))
+    pooled = (number * errors[:, 0, 0]).sum(axis=0) / number.sum(axis=0)
+    np.testing.assert_allclose(value(sc, "mae"), pooled, rtol=1e-6)
+    np.testing.assert_allclose(
+        value(sc, "rmse") ** 2, (number * errors[:, 0, 0] ** 2).sum(axis=0) / number.sum(axis=0), rtol=1e-6
+    )
+
+
+def test_stations_of_any_form(fc):
+    truth = reports(random(5, 2, seed=4))
+    sc = xsm.score(fc, truth)
+    table = truth.to_dataframe().reset_index().rename(columns={"t2m": "t2m [K]"}).drop(columns="altitude")
+    xr.testing.assert_allclose(xsm.score(fc, table)["t2m"], sc["t2m"])
+    at = xsm.at_stations(fc, truth)
+    xr.testing.assert_allclose(xsm.score(at, truth)["t2m"], sc["t2m"])
+    xr.testing.assert_allclose(xsm.score(fc.chunk(lead_time=1), truth.chunk(time=2))["t2m"], sc["t2m"])
+    by_hand = at["t2m"].isel(lead_time=0).values - truth["t2m"].sel(time=VALID[:, 0]).values
+    np.testing.assert_allclose(value(sc, "rmse")[0], np.sqrt((by_hand**2).mean()), rtol=1e-5)
+
+
+def test_models_are_compared_on_the_same_reports(fc):
+    gap = fc.copy(deep=True)
+    gap["t2m"][:, :, :2] = np.nan
+    truth = reports(280.0)
+    sc = xsm.score({"a": fc, "b": gap}, truth, skill_against="a", metrics=["rmse"])
+    np.testing.assert_array_equal(value(sc, "count"), 4)
+    np.testing.assert_allclose(sc["t2m"].sel(metric="rmse", model="a"), sc["t2m"].sel(metric="rmse", model="b"))
+    np.testing.assert_array_equal(sc["t2m"].sel(metric="rmse_difference_high", model="b"), 0)
+    alone = xsm.score(fc, truth.isel(station=[1]), metrics=["rmse"])
+    np.testing.assert_allclose(sc["t2m"].sel(metric="rmse", model="a"), value(alone, "rmse"))
+
+
+def test_members_at_stations(truth):
+    members = forecast(beside(truth)[:, :, None] + random(4, 2, 5, *GRID.shape, seed=3) - 280)
+    observed = random(5, 2, seed=4)
+    observed[2, 0] = np.nan
+    sc = xsm.score(members, reports(observed), by="variable")
+    at = xsm.at_stations(members, reports(observed))["t2m"].astype("f8")
+    target = xr.DataArray(observed[np.searchsorted(np.unique(VALID), VALID)], dims=("reference_time", "lead_time", "station"))
+    for metric, method in (("crps", "ecdf"), ("crps_fair", "fair")):
+        theirs = scores.probability.crps_for_ensemble(at.drop_vars(at.coords), target.astype("f8"), "member", method=method)
+        np.testing.assert_allclose(value(sc, metric), theirs, rtol=1e-6)
+
+
+def test_intervals_weigh_fields_with_their_reports():
+    starts = STARTS[0] + np.arange(20) * np.timedelta64(12, "h")
+    times = starts + np.timedelta64(6, "h")
+    errors = np.where(np.arange(20) % 2, 3.0, 1.0)[:, None, None, None]
+    observed = np.where(np.arange(20)[:, None] % 2, [280, np.nan], [280.0, 280.0])
+    models = {"a": forecast(280 + errors, starts=starts, leads=[6]), "b": forecast(280, starts=starts, leads=[6])}
+    sc = xsm.score(models, reports(observed, times), skill_against="b", metrics=["mae"], block=20)
+    for side in ("_low", "", "_high"):  # one block of all starts: every resample is the sample
+        np.testing.assert_allclose(sc["t2m"].sel(model="a", metric=f"mae_difference{side}"), (2 * 1 + 3) / 3, rtol=1e-6)
+
+
+def test_climatology_of_stations(fc):
+    times = np.arange("2001-08-01", "2001-08-21", 6, dtype="M8[h]").astype("M8[ns]")
+    archive = reports(random(len(times), 2, seed=7), times)
+    normal = xsm.climatology(archive, window=2)
+    assert normal["t2m"].dims == ("hour", "dayofyear", "station")
+    xr.testing.assert_allclose(xsm.climatology(archive.chunk(time=10), window=2).compute(), normal)
+    sc = xsm.score(xsm.at_stations(fc, archive), archive, climatology=normal)
+    assert np.all(np.abs(value(sc, "acc")) <= 1) and np.isfinite(value(sc, "activity")).all()
+    with pytest.raises(SchemaError, match="it is on a grid, the truth at stations"):
+        xsm.score(fc, archive, climatology=xsm.climatology(analysis(280.0)))
+
+
+def test_region_of_stations(fc):
+    truth = reports(random(5, 2, seed=4))
+    north = xsm.score(fc, truth, region=(60, 10, 57, 20))
+    xr.testing.assert_allclose(north["t2m"], xsm.score(fc, truth.isel(station=[0]))["t2m"])
+    with pytest.raises(GridError, match="holds no station"):
+        xsm.score(fc, truth, region=(40, 10, 30, 20))
+
+
+def test_stations_and_grids_are_not_mixed_up(fc, truth):
+    observed = reports(280.0)
+    with pytest.raises(GridError, match="no grid. Leave grid= out"):
+        xsm.score(fc, observed, grid="truth")
+    with pytest.raises(GridError, match=r"Type truth=xsm.at_stations\(truth, forecast\)"):
+        xsm.score(xsm.at_stations(fc, observed), truth)
+    at = {"fc": xsm.at_stations(fc, observed), "truth": xsm.at_stations(truth, observed)}
+    np.testing.assert_array_equal(value(xsm.score(at["fc"], at["truth"]), "count"), 8)
+    with pytest.raises(GridError, match="no station is inside the grid"):
+        xsm.score(fc, reports(280.0, latitude=(0.0, 1.0)))
+    other = observed.assign_coords(station=["x", "y"])
+    with pytest.raises(GridError, match="no station is left"):
+        xsm.score(xsm.at_stations(fc, observed), other)
+
+
+def test_heights_of_stations_are_corrected_once(fc):
+    hills = fc.assign(
+        orog=(("latitude", "longitude"), np.full(GRID.shape, 300.0), {"units": "m", "standard_name": "surface_altitude"})
+    )
+    truth = reports(280.0).assign_coords(altitude=("station", [100.0, 100.0]))
+    shift = value(xsm.score(hills, truth), "bias") - value(xsm.score(fc, truth), "bias")
+    np.testing.assert_allclose(shift, 0.0065 * 200, atol=1e-4)
+    xr.testing.assert_allclose(xsm.score(xsm.at_stations(hills, truth), truth)["t2m"], xsm.score(hills, truth)["t2m"])
+
+
+# which variables are compared
+
+
+def winds(ds):
+    part = lambda by, name: (ds["t2m"] - by).assign_attrs(units="m s-1", standard_name=name)
+    return ds.assign(u10=part(277, "eastward_wind"), v10=part(276, "northward_wind"))
+
+
+def test_what_one_side_holds_and_the_other_determines_is_compared(fc, truth):
+    sc = xsm.score(winds(fc), winds(truth))
+    assert set(sc.data_vars) == {"t2m", "u10", "v10"}
+    observed = reports(5.0, name="ws10", units="m s-1").assign(
+        wd10=(("time", "station"), np.full((5, 2), 210.0), {"units": "degree"})
+    )
+    sc = xsm.score(winds(fc), observed)
+    assert set(sc.data_vars) == {"u10", "v10", "ws10"}
+    assert set(xsm.score(winds(fc), winds(truth), variables=["ws10"]).data_vars) == {"ws10"}
+    with pytest.raises(SchemaError, match="an angle has no mean error. Score u10 and v10"):
+        xsm.score(winds(fc), observed, variables=["wd10"])
+
+
+def test_variables_outside_the_catalog_are_named(fc, truth):
+    extra = lambda ds: ds.assign(sst=ds["t2m"].assign_attrs(standard_name="sea_surface_temperature"))
+    assert "sst not compared: no variable of the catalog" in xsm.score(extra(fc), extra(truth)).attrs["report"]
+
+
+def test_humidity_from_relative_humidity_is_named(fc, truth):
+    other = lambda ds, factor, units, name: (ds["t2m"] * factor).assign_attrs(units=units, standard_name=name)
+    pressure = lambda ds: ds.assign(sp=other(ds, 350, "Pa", "surface_air_pressure"))
+    moist = lambda ds: pressure(ds).assign(r2m=other(ds, 1 / 560, "1", "relative_humidity"))
+    dry = pressure(truth).assign(q2m=other(truth, 2e-5, "kg kg-1", "specific_humidity"))
+    assert "q2m: not compared: of forecast follow only from relative humidity" in xsm.score(moist(fc), dry).attrs["report"]
+    with pytest.raises(SchemaError, match="whether over water, ice or the mixed phase"):
+        xsm.score(moist(fc), dry, variables=["q2m"])
+    known = moist(fc).assign_attrs(GRIB_centre="kwbc")
+    assert "q2m" in xsm.score(known, dry)
+
+
+def test_radiation_over_different_times_is_not_compared(fc, truth):
+    name = "surface_downwelling_shortwave_flux_in_air"
+    flux = lambda ds, **attrs: ds.assign(ssrd=(ds["t2m"] - 100).assign_attrs(units="W m-2", standard_name=name, **attrs))
+    hour, day = ({"cell_methods": f"time: mean (interval: {n} hour)"} for n in (1, 24))
+    assert "ssrd" in xsm.score(flux(fc), flux(truth)) and "ssrd" in xsm.score(flux(fc, **hour), flux(truth, **hour))
+    sc = xsm.score(flux(fc, **hour), flux(truth, **day))
+    assert (
+        "ssrd" not in sc
+        and "ssrd: not compared: means over different times: forecast 1 h (stated), truth 24 h (stated)" in sc.attrs["report"]
+    )
+    with pytest.raises(SchemaError, match=r"truth 6 h \(the spacing of its times, none stated\)(?s:.)*cell_methods"):
+        xsm.score(flux(fc, **hour), flux(truth), variables=["ssrd"])
+
+
 # real and twin data
 
 

@@ -27,6 +27,8 @@ _LAZY = {
     "Stage": "training",
     "score": "verification",
     "rescore": "verification",
+    "read_stations": "stations",
+    "at_stations": "stations",
     "climatology": "verification",
     "plot": "plotting",
     "plot_overview": "plotting",

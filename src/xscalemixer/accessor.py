@@ -36,6 +36,10 @@ class DatasetAccessor:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)
 
+    def at_stations(self, stations, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.at_stations`."""
+        return xscalemixer.at_stations(self._ds, stations, **kwargs)
+
     def plot(self, variable: str = "t2m", **kwargs):
         """See `xscalemixer.plot`."""
         return xscalemixer.plot(self._ds, variable, **kwargs)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyproj import CRS
     from scipy.sparse import csr_array
 
-__all__ = ["Regridder", "regrid"]
+__all__ = ["Regridder", "point_weights", "regrid"]
 
 Method = Literal["auto", "bilinear", "conservative"]
 Backend = Literal["auto", "builtin", "xesmf"]
@@ -390,15 +390,51 @@ def _projected(source: CurvilinearGrid, target: Grid, crs: CRS) -> _General:
     y, x = to_projection(crs, *(points.ravel() for points in np.meshgrid(*_axes(target), indexing="ij")))
     rows = _locate(y_axis, cell_edges(y_axis), y)
     columns = _locate(x_axis, cell_edges(x_axis), x, wrap=crs.is_geographic)
+    return _General(_corners(rows, columns, source.shape), target.shape)
+
+
+def point_weights(source: Grid | CurvilinearGrid, latitude: np.ndarray, longitude: np.ndarray) -> csr_array:
+    """Bilinear weights from a grid to scattered points.
+
+    Parameters
+    ----------
+    source : Grid or CurvilinearGrid
+        Rectilinear, or with a known projection.
+    latitude, longitude : np.ndarray, shape (N,)
+        Degrees; longitudes in any convention.
+
+    Returns
+    -------
+    csr_array, shape (N, H * W)
+        Rows sum to 1; rows of points outside the outermost centers are empty, so nothing is extrapolated.
+
+    Raises
+    ------
+    GridError
+        If the grid is curvilinear and its projection is not known.
+    """
+    if isinstance(source, Grid):
+        (y_axis, x_axis), y, x, wrap = _axes(source), latitude, longitude, True
+    else:
+        y_axis, x_axis = source.axes
+        (y, x), wrap = to_projection(source.crs, latitude, longitude), source.crs.is_geographic
+    rows = _locate(y_axis, y_axis, np.asarray(y))
+    periodic = isinstance(source, Grid) and source.periodic
+    columns = _locate(x_axis, x_axis, np.asarray(x), wrap=wrap, periodic=periodic)
+    return _corners(rows, columns, source.shape)
+
+
+def _corners(rows: _Places, columns: _Places, shape: tuple[int, int]) -> csr_array:
+    """Matrix (N, H * W) of the four cells around each point; rows of points outside are empty."""
     corners = [
-        (wy * wx, row * x_axis.size + column)
+        (wy * wx, row * shape[1] + column)
         for wy, row in ((1 - rows[1], rows[0]), (rows[1], rows[0] + 1))
-        for wx, column in ((1 - columns[1], columns[0]), (columns[1], columns[0] + 1))
+        for wx, column in ((1 - columns[1], columns[0]), (columns[1], (columns[0] + 1) % shape[1]))
     ]
     inside = rows[2] & columns[2]
     weights, places = (np.concatenate([part[inside] for part in parts]) for parts in zip(*corners, strict=True))
     targets = np.tile(np.flatnonzero(inside), 4)
-    return _General(_sparse(weights, targets, places, (y.size, y_axis.size * x_axis.size)), target.shape)
+    return _sparse(weights, targets, places, (inside.size, shape[0] * shape[1]))
 
 
 def _locate(axis: np.ndarray, edges: np.ndarray, points: np.ndarray, *, wrap: bool = False, periodic: bool = False) -> _Places:

@@ -7,11 +7,12 @@ source (units and winds), derive (what is missing), levels, quality (values).
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from xscalemixer.conform.derive import RECIPES, derive, plan, relative_humidity_phase
+from xscalemixer.conform.derive import RECIPES, Recipe, derive, plan, relative_humidity_phase
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.levels import onto_levels
 from xscalemixer.conform.quality import check
@@ -22,7 +23,7 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["conform", "holdings", "require_dataset", "translate", "valid_times"]
+__all__ = ["Holdings", "conform", "holdings", "require_dataset", "translate", "valid_times"]
 
 _STATICS = ("orog", "lsm")
 
@@ -105,22 +106,56 @@ def translate(ds: xr.Dataset, schema: Schema, report: Report, *, dims: tuple[str
     return _with_projection(_assemble(fields, schema), ds, report)
 
 
-def holdings(ds: xr.Dataset) -> dict[str, tuple[int, ...]]:
-    """Catalog variables that a dataset with canonical horizontal axes holds or determines, and their levels in hPa.
+@dataclass(frozen=True)
+class Holdings:
+    """What a dataset with canonical horizontal axes holds or determines.
 
-    Statics are left out, and so is what only follows from relative humidity, whose convention may be unknown.
+    Attributes
+    ----------
+    levels : dict of tuple of int
+        Catalog names without statics, and the levels in hPa of those on pressure levels.
+    direct : frozenset of str
+        Those that are in the file; the others follow from recipes.
+    doubtful : tuple of str
+        Further ones that follow only from relative humidity, of which nothing says over which phase it is.
+    unknown : frozenset of str
+        Variables with a time-like and the horizontal dimensions that no row of the catalog describes, by their own names.
+    has_orography : bool
+        Altitudes of the ground are known.
     """
+
+    levels: dict[str, tuple[int, ...]]
+    direct: frozenset[str]
+    doubtful: tuple[str, ...]
+    unknown: frozenset[str]
+    has_orography: bool
+
+
+def holdings(ds: xr.Dataset) -> Holdings:
+    """Look through a dataset for variables of the catalog; nothing is computed."""
     source = Source(ds, Report(""), ())
-    found = {}
-    for name, row in CATALOG.items():
-        steps = plan(name, source) if row.role != "static" else None
-        if steps is None or any(recipe is not None and recipe.needs_phase for recipe in steps.values()):
-            continue
-        array = source.inventory.find(row) if row.levels else None
-        place = None if array is None else source.inventory.places[str(array.name)].pressure
-        levels = () if place is None else np.sort(source.inventory.levels[place])
-        found[name] = tuple(int(level) for level in levels if level == int(level))
-    return found
+    known_phase = relative_humidity_phase(ds, None, Report("")) is not None
+    plans = {name: plan(name, source) for name, row in CATALOG.items() if row.role != "static"}
+    plans = {name: steps for name, steps in plans.items() if steps is not None}
+    doubtful = (
+        () if known_phase else tuple(name for name, steps in plans.items() if any(r and r.needs_phase for r in steps.values()))
+    )
+    levels = {name: _levels(name, steps, source) for name, steps in plans.items() if name not in doubtful}
+    found = {name: source.inventory.find(row) for name, row in CATALOG.items()}
+    named = {array.name for array in found.values() if array is not None}
+    fields = {name for name, array in ds.data_vars.items() if array.ndim > 2 or "station" in array.dims}
+    direct = frozenset(name for name in levels if found[name] is not None)
+    return Holdings(levels, direct, doubtful, frozenset(map(str, fields - named)), found["orog"] is not None)
+
+
+def _levels(name: str, steps: dict[str, Recipe | None], source: Source) -> tuple[int, ...]:
+    """Whole levels in hPa that a variable has, or all of its ingredients that are on levels have."""
+    if not CATALOG[name].levels:
+        return ()
+    arrays = [source.inventory.find(CATALOG[need]) for need, recipe in steps.items() if recipe is None and CATALOG[need].levels]
+    columns = [source.inventory.levels[source.inventory.places[str(array.name)].pressure] for array in arrays]
+    shared = sorted(set.intersection(*(set(column.tolist()) for column in columns)))
+    return tuple(int(level) for level in shared if level == int(level))
 
 
 def require_dataset(ds) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import xarray as xr
 
 from xscalemixer.conform.source import Source
@@ -58,6 +59,28 @@ def _q2m_from_relative_humidity(x, phase):
     return humidity.specific_humidity_from_relative_humidity(x["r2m"], x["t2m"], x["sp"], phase)
 
 
+def _d2m(x, phase):
+    return humidity.dew_point(x["q2m"].astype("f8"), x["sp"])
+
+
+def _ws10(x, phase):
+    return np.hypot(x["u10"], x["v10"])
+
+
+def _u10(x, phase):
+    return -x["ws10"] * np.sin(np.deg2rad(x["wd10"]))
+
+
+def _v10(x, phase):
+    return -x["ws10"] * np.cos(np.deg2rad(x["wd10"]))
+
+
+def _wd10(x, phase):
+    direction = np.rad2deg(np.arctan2(-x["u10"], -x["v10"])) % 360.0
+    calm = (x["u10"] == 0) & (x["v10"] == 0)
+    return direction.where(direction > 0, 360.0).where(x["u10"].notnull() & x["v10"].notnull()).where(~calm, 0.0)
+
+
 def _sp(x, phase):
     return pressure.pressure_at_altitude(x["msl"], 0.0, x["orog"], x["t2m"])
 
@@ -72,13 +95,27 @@ RECIPES: Mapping[str, tuple[Recipe, ...]] = {
         Recipe(("d2m", "sp"), _q2m_from_dew_point, f"vapor pressure over water at the dew point from {_TETENS}"),
         Recipe(("r2m", "t2m", "sp"), _q2m_from_relative_humidity, f"vapor pressure from {_TETENS}"),
     ),
+    "d2m": (Recipe(("q2m", "sp"), _d2m, f"vapor pressure at the surface, and its dew point over water from {_TETENS}"),),
+    "ws10": (Recipe(("u10", "v10"), _ws10, "length of the wind vector at each point"),),
+    "wd10": (Recipe(("u10", "v10"), _wd10, "where the wind vector points from, 360 for north and 0 for calm"),),
+    "u10": (Recipe(("ws10", "wd10"), _u10, "-speed sin(direction)"),),
+    "v10": (Recipe(("ws10", "wd10"), _v10, "-speed cos(direction)"),),
     "sp": (Recipe(("msl", "orog", "t2m"), _sp, "hypsometric equation with 6.5 K km-1 from sea level to the orography"),),
     "tcc": (Recipe(("lcc", "mcc", "hcc"), _tcc, "random overlap, 1 - (1 - low)(1 - medium)(1 - high)"),),
 }
 
 
-def plan(name: str, source: Source) -> dict[str, Recipe | None] | None:
+def plan(name: str, source: Source, above: tuple[str, ...] = ()) -> dict[str, Recipe | None] | None:
     """What to get and compute for a variable, ingredients first; None if it cannot be had.
+
+    Parameters
+    ----------
+    name : str
+        Catalog name.
+    source : Source
+        The file.
+    above : tuple of str
+        Variables that this one is an ingredient of: recipes run both ways, and a circle determines nothing.
 
     Returns
     -------
@@ -90,7 +127,7 @@ def plan(name: str, source: Source) -> dict[str, Recipe | None] | None:
     for recipe in RECIPES.get(name, ()):
         steps = {}
         for need in recipe.needs:
-            found = plan(need, source) if need != name else None
+            found = plan(need, source, (*above, name)) if need not in (*above, name) else None
             if found is None:
                 break
             steps |= found

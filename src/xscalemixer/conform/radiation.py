@@ -13,7 +13,9 @@ from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
 from xscalemixer.variables import CATALOG
 
-__all__ = ["to_mean_flux"]
+__all__ = ["INTERVAL", "to_mean_flux"]
+
+INTERVAL = "interval_hours"  # attribute: length of the interval that the values are means over, where the file states it
 
 _STEP_SECONDS = {0: 60, 1: 3600, 2: 86400, 10: 10800, 11: 21600, 12: 43200, 13: 1}  # GRIB 2 code table 4.4
 
@@ -31,7 +33,8 @@ def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
         factor, _ = conversion(str(array.attrs.get("units", "")), "J m-2")
     except UnitsError:
         _note_flux(array, report)
-        return ds
+        hours = _stated_hours(ds, array)
+        return ds if hours is None else ds.assign({array.name: array.assign_attrs({INTERVAL: hours})})
     flux = _from_step_ranges(array, report) if "GRIB_stepRange" in array.attrs else None
     if flux is None:
         flux = _from_bounds(ds, array, report)
@@ -40,7 +43,9 @@ def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
     if flux is None:
         _refuse(array, report)
         return ds.drop_vars(array.name)
-    return ds.assign({array.name: (factor * flux).assign_attrs({**array.attrs, "units": "W m-2", "GRIB_stepType": "avg"})})
+    return ds.assign(
+        {array.name: (factor * flux).assign_attrs({**array.attrs, **flux.attrs, "units": "W m-2", "GRIB_stepType": "avg"})}
+    )
 
 
 def _note_flux(array: xr.DataArray, report: Report) -> None:
@@ -57,33 +62,71 @@ def _note_flux(array: xr.DataArray, report: Report) -> None:
 
 def _from_step_ranges(array: xr.DataArray, report: Report) -> xr.DataArray | None:
     """Mean flux from GRIB step ranges: one range, consecutive ones, or all since the start of the forecast."""
-    ranges = np.array([[float(x) for x in text.split("-")] for text in array.attrs["GRIB_stepRange"].split() if "-" in text])
-    seconds = _STEP_SECONDS.get(int(array.attrs.get("GRIB_stepUnits", 1)))
-    if not ranges.size or seconds is None:
+    starts, ends = _step_ranges(array)
+    if not ends.size:
         return None
-    starts, ends = ranges.T
-    lengths = (ends - starts) * seconds
+    lengths = ends - starts
     if np.ptp(lengths) == 0 and lengths[0] > 0:
         report.assume("ssrd", f"accumulated over {lengths[0] / 3600:g} h before its time stamp; divided by that time")
-        return array / lengths[0]
+        return _stating(array / lengths[0], lengths)
     lead = next((dim for dim in array.dims if dim in LEADS), None)
     if lead is None or np.ptp(starts) or array.sizes[lead] not in (len(ends), len(ends) + 1):
         return None
     report.assume("ssrd", "accumulated since the start of the forecast; differences between lead times divided by their distance")
     known = array.isel({lead: slice(-len(ends), None)})
-    widths = xr.DataArray(np.diff(ends, prepend=starts[0]) * seconds, dims=lead)
-    return (known - known.shift({lead: 1}, fill_value=0.0)) / widths
+    widths = xr.DataArray(np.diff(ends, prepend=starts[0]), dims=lead)
+    return _stating((known - known.shift({lead: 1}, fill_value=0.0)) / widths, widths.values)
+
+
+def _step_ranges(array: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and ends of the GRIB step ranges in s; empty if there are none, or in an unknown unit."""
+    texts = str(array.attrs.get("GRIB_stepRange", "")).split()
+    ranges = np.array([[float(x) for x in text.split("-")] for text in texts if "-" in text]).reshape(-1, 2)
+    seconds = _STEP_SECONDS.get(int(array.attrs.get("GRIB_stepUnits", 1)))
+    return tuple(ranges.T * seconds) if seconds is not None else (np.empty(0), np.empty(0))
+
+
+def _stating(flux: xr.DataArray, seconds: np.ndarray) -> xr.DataArray:
+    """The flux with the length of its intervals as an attribute, if that is one length."""
+    return flux.assign_attrs({INTERVAL: float(seconds.flat[0]) / 3600}) if np.ptp(seconds) == 0 else flux
+
+
+def _stated_hours(ds: xr.Dataset, array: xr.DataArray) -> float | None:
+    """Length of the interval that a flux is a mean over, from GRIB step ranges or CF cell methods."""
+    starts, ends = _step_ranges(array)
+    if array.attrs.get("GRIB_stepType") == "avg" and ends.size and np.ptp(ends - starts) == 0:
+        return float(ends[0] - starts[0]) / 3600
+    match = re.search(r"(\w+): mean(?: \(interval: ([\d.]+) (\w+)\)| \(over the hour)?", str(array.attrs.get("cell_methods", "")))
+    if not match:
+        return None
+    if match[2]:
+        try:
+            return float(match[2]) * conversion(match[3], "hour")[0]
+        except UnitsError:
+            return None
+    if "over the hour" in match[0]:
+        return 1.0
+    seconds = _bound_lengths(ds, match[1])
+    return None if seconds is None or np.ptp(seconds) else float(seconds.values.flat[0]) / 3600
+
+
+def _bound_lengths(ds: xr.Dataset, name: str) -> xr.DataArray | None:
+    """Lengths of the cells of a time coordinate in s, if it has bounds."""
+    if name not in ds.coords or ds[name].attrs.get("bounds") not in ds.variables:
+        return None
+    bounds = ds[ds[name].attrs["bounds"]]
+    seconds = (bounds.isel({bounds.dims[-1]: 1}) - bounds.isel({bounds.dims[-1]: 0})).values / np.timedelta64(1, "s")
+    return xr.DataArray(seconds, dims=bounds.dims[:-1])
 
 
 def _from_bounds(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.DataArray | None:
     """Mean flux from ``cell_methods = "time: sum"`` and the bounds of the time coordinate."""
     match = re.search(r"(\w+): sum", str(array.attrs.get("cell_methods", "")))
-    if not match or match[1] not in ds.coords or ds[match[1]].attrs.get("bounds") not in ds.variables:
+    seconds = _bound_lengths(ds, match[1]) if match else None
+    if seconds is None:
         return None
-    bounds = ds[ds[match[1]].attrs["bounds"]]
-    seconds = (bounds.isel({bounds.dims[-1]: 1}) - bounds.isel({bounds.dims[-1]: 0})).values / np.timedelta64(1, "s")
     report.assume("ssrd", "accumulated over the bounds of its time coordinate; divided by their length")
-    return array / xr.DataArray(seconds, dims=bounds.dims[:-1])
+    return _stating(array / seconds, seconds.values)
 
 
 def _from_data_store(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.DataArray | None:
@@ -94,7 +137,7 @@ def _from_data_store(ds: xr.Dataset, array: xr.DataArray, report: Report) -> xr.
     if not is_era5 or np.isclose(attrs.get("GRIB_iDirectionIncrementInDegrees", 0.25), 0.1):
         return None
     report.assume("ssrd", "an ERA5 accumulation over the hour before its time stamp; divided by 3600 s")
-    return array / 3600.0
+    return _stating(array / 3600.0, np.array([3600.0]))
 
 
 def _refuse(array: xr.DataArray, report: Report) -> None:

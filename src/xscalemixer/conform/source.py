@@ -27,10 +27,11 @@ _CANDIDATES = {
     "W m-2": ("W m-2",),
     "m2 s-2": ("m2 s-2", "m"),
     "m": ("m", "m2 s-2"),
+    "degree": ("degree",),
 }
 # The maximum of a field lies in here when its units are right: narrower than the valid range.
 _TYPICAL_MAXIMUM = {"kg kg-1": (2e-4, 0.05), "1": (0.02, 1.7), "K": (180.0, 345.0)}
-_DIMS = ("level", "latitude", "longitude", "y", "x")
+_DIMS = ("level", "latitude", "longitude", "y", "x", "station")
 _PAIRS = {"u": ("u", "v"), "v": ("u", "v"), "u10": ("u10", "v10"), "v10": ("u10", "v10")}
 
 

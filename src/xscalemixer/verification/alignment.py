@@ -1,4 +1,4 @@
-"""Forecasts beside their truth: the same variables, units, valid times and cells, and a report of how they got there."""
+"""Forecasts beside their truth: the same variables, units, valid times and places, and a report of how they got there."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xscalemixer.conform import holdings, require_dataset, translate
+from xscalemixer.conform import Holdings, holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
-from xscalemixer.conform.radiation import to_mean_flux
+from xscalemixer.conform.match import Inventory
+from xscalemixer.conform.radiation import INTERVAL, to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError, SchemaError, TimeError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
@@ -20,6 +21,7 @@ from xscalemixer.layouts import to_forecast
 from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
+from xscalemixer.stations import bring_to_stations, holds_stations, is_canonical, read, read_places
 from xscalemixer.variables import CATALOG, Schema
 
 __all__ = ["Aligned", "CommonGrid", "Region", "align", "read_analysis"]
@@ -28,6 +30,7 @@ CommonGrid = Literal["coarser", "truth"] | Grid
 Region = tuple[float, float, float, float]
 
 _FORECAST_DIMS = ("reference_time", "lead_time", "member")
+_NOT_PLACES = (*_FORECAST_DIMS, "time", "level", "hour", "dayofyear")
 _COARSER = 1.8  # cells at least this many times as large (in area) count as coarser
 _SLACK = 0.01  # share of the spacing by which centers of one lattice may differ (rounded coordinates do)
 _AnyGrid = Grid | CurvilinearGrid
@@ -40,7 +43,7 @@ class Aligned:
     Attributes
     ----------
     forecast : xr.Dataset
-        Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, or ``(..., y, x)``.
+        Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, or ``(..., y, x)`` or ``(..., station)``.
     analysis : xr.Dataset
         The truth at the valid times that it has, dims ``(time, [level], ...)``.
     position : xr.DataArray
@@ -49,7 +52,7 @@ class Aligned:
     normal : xr.Dataset or None
         The climatology by ``hour`` and ``dayofyear``.
     area : xr.DataArray
-        Cell areas in m2, from half-cell bounds of the grid before it was cropped.
+        Weights: cell areas in m2, from half-cell bounds of the grid before it was cropped; at stations 1 each.
     """
 
     forecast: xr.Dataset
@@ -85,25 +88,27 @@ class Aligned:
 
 def align(
     forecasts: Mapping[str, xr.Dataset],
-    truth: xr.Dataset,
+    truth: xr.Dataset | pd.DataFrame,
     *,
     climatology: xr.Dataset | None = None,
     variables: Iterable[str] | None = None,
     grid: CommonGrid = "coarser",
     region: Region | None = None,
 ) -> tuple[dict[str, Aligned], Report]:
-    """Bring forecasts and truth to common variables, units, starts, lead times, valid times and cells.
+    """Bring forecasts and truth to common variables, units, starts, lead times, valid times and cells or stations.
 
     Parameters
     ----------
     forecasts : dict of xr.Dataset
         In any layout that `xscalemixer.to_forecast` knows, with any names and units.
-    truth : xr.Dataset
-        Fields at valid times, in any layout.
+    truth : xr.Dataset or pd.DataFrame
+        Fields at valid times, in any layout; or reports of stations, in any form that `xscalemixer.read_stations` knows without
+        further arguments: forecasts on grids are brought to them by `xscalemixer.at_stations` with its defaults, forecasts that
+        are at stations are taken as they are.
     climatology : xr.Dataset, optional
         From `xscalemixer.climatology`.
     variables : iterable of str, optional
-        Catalog names; default: all that the forecasts and the truth have.
+        Catalog names; default: what one of the datasets holds and the others hold or determine.
     grid : "coarser", "truth" or Grid
         Cells to compare on: the coarsest of the grids, onto which the finer ones are averaged; the truth's; or any other.
     region : (north, west, south, east), optional
@@ -123,31 +128,34 @@ def align(
     """
     report = Report("this verification")
     asked = None if variables is None else tuple(variables)
+    at_points = holds_stations(truth)
     forecasts = {name: _forecast_axes(ds, asked, report, name) for name, ds in forecasts.items()}
+    _check_places(forecasts, at_points, grid, report)
     analysis = _analysis_axes(truth, asked, report, "truth")
     report.raise_errors("these datasets cannot be compared")
-    schema = _common_schema(forecasts, analysis, asked, report)
-    forecasts = {name: _translated(ds, schema, report, name, _FORECAST_DIMS) for name, ds in forecasts.items()}
+    places = read_places(analysis) if at_points else None
+    schema = _common_schema({**forecasts, "truth": analysis}, asked, report)
+    forecasts = {name: _forecast_fields(ds, schema, at_points, report, name) for name, ds in forecasts.items()}
     analysis = _translated(analysis, schema, report, "truth", ("time",))
     report.raise_errors("these datasets cannot be compared")
     forecasts, analysis, position = _common_times(forecasts, analysis, report)
+    parts = {**forecasts, "truth": analysis}
     if climatology is not None:
-        climatology = _check_climatology(climatology, schema)
+        parts["climatology"] = _check_climatology(climatology, schema, at_points)
         _days_of(climatology, position)
-    names = [*forecasts, "truth"] + ["climatology"] * (climatology is not None)
-    parts, area = _common_cells(dict(zip(names, [*forecasts.values(), analysis, climatology], strict=False)), grid, report)
+    parts, area = _common_cells(parts, grid, report) if places is None else _common_stations(parts, places, schema.names, report)
     parts, area = _crop(parts, area, region)
     beside = parts["truth"], position, parts.get("climatology"), area
     return {name: Aligned(_whole_members(parts[name]), *beside) for name in forecasts}, report
 
 
-def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tuple[xr.Dataset, Report]:
+def read_analysis(ds: xr.Dataset | pd.DataFrame, variables: Iterable[str] | None = None) -> tuple[xr.Dataset, Report]:
     """Fields at valid times in canonical names and units; lazy where ``ds`` is.
 
     Returns
     -------
     analysis : xr.Dataset
-        Dims ``(time, [level], latitude, longitude)``, or ``(time, [level], y, x)``.
+        Dims ``(time, [level], latitude, longitude)``, or ``(time, [level], y, x)``, or ``(time, station)``.
     report : Report
         Conversions and assumptions.
 
@@ -160,7 +168,7 @@ def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tup
     asked = None if variables is None else tuple(variables)
     analysis = _analysis_axes(ds, asked, report, "")
     report.raise_errors()
-    schema = _common_schema({}, analysis, asked, report)
+    schema = _common_schema({"truth": analysis}, asked, report)
     analysis = _translated(analysis, schema, report, "", ("time",))
     report.raise_errors()
     return analysis, report
@@ -169,12 +177,17 @@ def read_analysis(ds: xr.Dataset, variables: Iterable[str] | None = None) -> tup
 def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     require_dataset(ds)
     own = Report(name)
-    ds = to_canonical_grid(to_forecast(_mean_radiation(ds, asked, own)), own)
+    ds = to_forecast(_mean_radiation(ds, asked, own))
+    ds = ds if "station" in ds.dims else to_canonical_grid(ds, own)
     report.extend(own, f"{name}: ")
     return ds
 
 
-def _analysis_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
+def _analysis_axes(ds: xr.Dataset | pd.DataFrame, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
+    if holds_stations(ds):
+        ds, own = (ds, Report(name)) if is_canonical(ds) else read(ds)
+        report.extend(own, f"{name}: " if name else "")
+        return ds
     require_dataset(ds)
     own = Report(name)
     ds = to_canonical_grid(to_valid_time(_mean_radiation(ds, asked, own), own), own)
@@ -196,36 +209,104 @@ def _mean_radiation(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Repor
     return ds
 
 
-def _common_schema(forecasts, analysis: xr.Dataset, variables: Iterable[str] | None, report: Report) -> Schema:
-    """Variables and levels that all datasets have; what is left out is reported, what was asked for and is missing an error."""
-    held = {name: holdings(ds) for name, ds in {**forecasts, "truth": analysis}.items()}
-    wanted = tuple(CATALOG) if variables is None else tuple(variables)
+def _check_places(forecasts: Mapping[str, xr.Dataset], at_points: bool, choice: CommonGrid, report: Report) -> None:
+    """Forecasts at stations need a truth at stations, which has no grid to choose."""
+    for name in [name for name, ds in forecasts.items() if "station" in ds.dims and not at_points]:
+        found = "is at stations, the truth on a grid"
+        report.error(name, found, "both at stations", "Type truth=xsm.at_stations(truth, forecast)", kind=GridError)
+    if at_points and choice != "coarser":
+        report.error("grid", f"grid={choice!r}, but the truth is at stations", "no grid", "Leave grid= out", kind=GridError)
+
+
+def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | None, report: Report) -> Schema:
+    """Variables and levels that all datasets hold or determine; what is left out is reported, what was asked for an error."""
+    held = {side: holdings(ds) for side, ds in datasets.items()}
+    without = _left_out(datasets, held, asked, report)
+    wanted = tuple(CATALOG) if asked is None else tuple(dict.fromkeys(asked))
     rows, absent = [], {}
-    for name in dict.fromkeys(wanted):
-        lacking = [side for side, has in held.items() if name not in has]
-        levels = sorted(set.intersection(*(set(has[name]) for has in held.values()))) if not lacking else []
+    for name in wanted:
+        lacking = [side for side, has in held.items() if name not in has.levels]
+        levels = sorted(set.intersection(*(set(has.levels[name]) for has in held.values()))) if not lacking else []
+        direct = any(name in has.direct for has in held.values()) or asked is not None or len(held) == 1
         if name not in CATALOG:
             report.error(name, "not a variable of the catalog", f"one of {', '.join(CATALOG)}")
+        elif name in without:
+            continue
         elif lacking:
             absent[name] = lacking
         elif CATALOG[name].levels and not levels:
             report.warn(name, "no pressure level is in all of the datasets; not compared")
-        else:
+        elif direct:
             rows.append(CATALOG[name].at(levels) if levels else CATALOG[name])
-    if variables is None:
+    if asked is None:
         if any(row.name == "z" for row in rows):
             rows = [row for row in rows if row.name != "gh"]  # the same quantity
-        for side in held:
-            only = sorted(name for name, lacking in absent.items() if side not in lacking)
+        for side, has in held.items():
+            only = sorted(name for name, lacking in absent.items() if name in has.direct)
             if only:
                 report.warn(side, f"{', '.join(only)} not compared: not in all of the datasets")
-    for name, lacking in absent.items() if variables is not None else ():
+    for name, lacking in absent.items() if asked is not None else ():
         report.error(name, f"not in {', '.join(lacking)}", CATALOG[name].standard_name, "Leave it out of variables=")
-    if not rows:
-        found = "; ".join(f"{side} has {', '.join(has) or 'nothing known'}" for side, has in held.items())
+    if not rows and report.ok:
+        found = "; ".join(f"{side} has {', '.join(has.levels) or 'nothing known'}" for side, has in held.items())
         report.error("variables", f"nothing in common: {found}", "one variable that all have, with its CF standard_name")
     report.raise_errors("these datasets cannot be compared")
     return Schema(tuple(rows))
+
+
+def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], asked, report: Report) -> set[str]:
+    """Variables that no number can be given for, each in the report: as an error if it was asked for."""
+    without = {"wd10"}
+    tell = lambda name, found, fix: (
+        report.warn(name, f"not compared: {found}", fix) if asked is None else report.error(name, found, fix=fix)
+    )
+    if "wd10" in (asked or ()) or (asked is None and all("wd10" in has.direct for has in held.values())):
+        tell("wd10", "an angle has no mean error", "Score u10 and v10")
+    lengths = _intervals(datasets)
+    if "ssrd" in (asked or CATALOG) and not np.allclose(
+        [hours for hours, _ in lengths.values()], next(iter(lengths.values()), [0])[0]
+    ):
+        without.add("ssrd")
+        listed = ", ".join(f"{side} {hours:g} h ({words})" for side, (hours, words) in lengths.items())
+        found = f"means over different times: {listed}"
+        fix = (
+            'Average one to the times of the other; if the interval is another one, state it: ds["ssrd"].attrs["cell_methods"] = '
+        )
+        tell("ssrd", found, fix + '"time: mean (interval: 1 hour)"')
+    for side, has in held.items():
+        elsewhere = {name for other in held.values() if other is not has for name in other.direct}
+        moist = [name for name in has.doubtful if name in (elsewhere if asked is None else asked)]
+        if moist:
+            without.update(moist)
+            found = f"of {side} follow only from relative humidity, and nothing says whether over water, ice or the mixed phase"
+            tell(", ".join(moist), found, "Compute q2m first, with xscalemixer.physics.humidity, or set ds.attrs['GRIB_centre']")
+    shared = set.intersection(*(set(has.unknown) for has in held.values()))
+    if shared and asked is None and len(held) > 1:
+        report.warn("variables", f"{', '.join(sorted(shared))} not compared: no variable of the catalog; rename if it is one")
+    return without
+
+
+def _intervals(datasets: Mapping[str, xr.Dataset]) -> dict[str, tuple[float, str]]:
+    """Hours that radiation is a mean over where it is there, and how that is known: stated, or the even spacing of times."""
+    found = {}
+    for side, ds in datasets.items():
+        array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
+        leads = "lead_time" in ds.coords
+        steps = np.diff(ds["lead_time"].values) if leads else np.diff(ds["time"].values) / np.timedelta64(1, "h")
+        if array is not None and INTERVAL in array.attrs:
+            found[side] = (array.attrs[INTERVAL], "stated")
+        elif array is not None and steps.size and np.ptp(steps) == 0:
+            found[side] = (float(steps[0]), "the spacing of its times, none stated")
+    return found
+
+
+def _forecast_fields(ds: xr.Dataset, schema: Schema, at_points: bool, report: Report, name: str) -> xr.Dataset:
+    """The variables of the schema; with those that a height correction needs, if the forecast is to be brought to stations."""
+    if at_points and "station" not in ds.dims:
+        held = holdings(ds)
+        needed = [CATALOG["t2m"]] * ("t2m" in held.direct) + [CATALOG["orog"]] * held.has_orography
+        schema = Schema((*schema.variables, *(row for row in needed if row.name not in schema.names)))
+    return _translated(ds, schema, report, name, _FORECAST_DIMS)
 
 
 def _translated(ds: xr.Dataset, schema: Schema, report: Report, name: str, dims: tuple[str, ...]) -> xr.Dataset:
@@ -297,7 +378,7 @@ def _span(times: np.ndarray) -> str:
     return f"at {first}" if first == last else f"from {first} to {last}"
 
 
-def _check_climatology(climatology: xr.Dataset, schema: Schema) -> xr.Dataset:
+def _check_climatology(climatology: xr.Dataset, schema: Schema, at_points: bool) -> xr.Dataset:
     """The climatology of the variables that are compared.
 
     Raises
@@ -308,6 +389,8 @@ def _check_climatology(climatology: xr.Dataset, schema: Schema) -> xr.Dataset:
     lacks = [dim for dim in ("hour", "dayofyear") if dim not in climatology.dims]
     problems = [f"found dims {', '.join(map(str, climatology.dims))}; needed hour and dayofyear"] if lacks else []
     problems += [f"no {name}; found {', '.join(map(str, climatology))}" for name in schema.names if name not in climatology]
+    if at_points and "station" not in climatology.dims:
+        problems.append("it is on a grid, the truth at stations; needed one of reports of the stations")
     levels = climatology["level"].values if "level" in climatology.coords else ()
     lost = sorted({level for row in schema.variables for level in row.levels} - set(levels))
     problems += [f"no levels {', '.join(map(str, lost))} hPa"] if lost else []
@@ -326,13 +409,34 @@ def _common_cells(parts: dict[str, xr.Dataset], choice: CommonGrid, report: Repo
     moved = {name: _onto(ds, grids[name], target, choice, report, name) for name, ds in parts.items()}
     centers = {"latitude": list(target.latitude), "longitude": list(target.longitude)} if isinstance(target, Grid) else {}
     area = xr.DataArray(target.area, centers, dims)
-    *aligned, area = xr.align(
-        *moved.values(), area, join="inner", exclude=[*_FORECAST_DIMS, "time", "level", "hour", "dayofyear"]
-    )
+    *aligned, area = xr.align(*moved.values(), area, join="inner", exclude=_NOT_PLACES)
     if not area.size:
         described = [f"{name} on {grid}" for name, grid in grids.items()]
         raise GridError("these datasets do not overlap", [f"{'; '.join(described)}; needed a common area"])
     return dict(zip(moved, aligned, strict=True)), area
+
+
+def _common_stations(
+    parts: dict[str, xr.Dataset], places: xr.Dataset, names: tuple[str, ...], report: Report
+) -> tuple[dict[str, xr.Dataset], xr.DataArray]:
+    """All datasets at the stations that all have, each of which counts the same."""
+    moved = {}
+    for name, ds in parts.items():
+        if name in ("truth", "climatology"):
+            moved[name] = ds
+            continue
+        own, raw = Report(name), "station" not in ds.dims
+        at = bring_to_stations(ds, places, own, height_correction=raw, max_height_difference=500.0 if raw else None)
+        report.extend(own, f"{name}: ")
+        moved[name] = at[list(names)]
+    aligned = xr.align(*moved.values(), join="inner", exclude=_NOT_PLACES)
+    shared = aligned[0]["station"]
+    if not shared.size:
+        raise GridError("these datasets have no station in common", ["needed ids that are the same; see ds['station']"])
+    report.assume("stations", f"{shared.size} of {places.sizes['station']} compared")
+    known = places.sel(station=shared).coords
+    parts = {name: ds.assign_coords(known) for name, ds in zip(moved, aligned, strict=True)}
+    return parts, xr.DataArray(np.ones(shared.size), {"station": shared.values}, "station")
 
 
 def _target(grids: Mapping[str, _AnyGrid], choice: CommonGrid) -> _AnyGrid:
@@ -443,7 +547,10 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     inside = (latitude <= north) & (latitude >= south) & ((longitude - west) % 360 <= width)
     if not inside.any():
         span = f"{float(latitude.min()):g}..{float(latitude.max()):g} N, {float(longitude.min()):g}..{float(longitude.max()):g} E"
-        raise GridError("this region holds no cell", [f"found {region} as (north, west, south, east); the common area is {span}"])
+        what = "station" if "station" in area.dims else "cell"
+        raise GridError(
+            f"this region holds no {what}", [f"found {region} as (north, west, south, east); the common area is {span}"]
+        )
     keep = {dim: inside.any([d for d in inside.dims if d != dim]).values for dim in inside.dims}
     return {name: ds.isel(keep) for name, ds in parts.items()}, area.where(inside.variable, 0.0).isel(keep)
 

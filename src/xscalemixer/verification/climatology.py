@@ -14,6 +14,7 @@ from xscalemixer.verification.alignment import read_analysis
 __all__ = ["climatology"]
 
 _DAYS = 366
+_CUT = ("latitude", "y", "station")  # dims that are cut into chunks where the archive is lazy
 
 
 def climatology(ds: xr.Dataset, *, window: int = 15, variables: Iterable[str] | None = None) -> xr.Dataset:
@@ -73,7 +74,7 @@ def _window_weights(time: xr.DataArray, window: int):
 
 def _windowed(array: xr.DataArray, weights, hours: int, days: int) -> xr.DataArray:
     if array.chunks is not None:
-        array = array.chunk({"time": -1, array.dims[-2]: "auto"})
+        array = array.chunk({"time": -1, next(dim for dim in array.dims if dim in _CUT): "auto"})
     mean = xr.apply_ufunc(
         partial(_window_mean, weights, hours, days),
         array,

@@ -283,36 +283,42 @@ def _compute(*lazy):
 
 def _lazy_means(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Block) -> xr.Dataset:
     """Area means of a batch, not yet computed."""
-    parts = []
-    for one in aligned.values():
-        part = one.part(**_spans(block))
-        truth, background = part.truth, part.climatology
-        means = {}
+    parts = {model: one.part(**_spans(block)) for model, one in aligned.items()}
+    at_stations = next(iter(parts.values())).area.ndim == 1
+    known = _known_to_all(parts) if at_stations and len(parts) > 1 else {}  # models are compared on the same reports
+    out = []
+    for part in parts.values():
+        truth, background, means = part.truth, part.climatology, {}
         for name, field in part.forecast.items():
             order = [dim for dim in field.dims if dim != "member"]
+            target = truth[name].where(known[name]) if known else truth[name]
             normal = None if background is None else background[name].transpose(*order)
-            means[name] = field_means(names, field, truth[name].transpose(*order), part.area, normal)
-        parts.append(xr.Dataset(means))
-    return xr.concat(parts, xr.Variable("model", list(aligned)))
+            means[name] = field_means(names, field, target.transpose(*order), part.area, normal)
+        out.append(xr.Dataset(means))
+    return xr.concat(out, xr.Variable("model", list(parts)))
 
 
 def _lazy_sums(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Block, root: str) -> xr.Dataset:
     """Sums over the starts of a batch at each cell, not yet computed."""
     parts = {model: one.part(**_spans(block)) for model, one in aligned.items()}
-    truths = {model: part.truth for model, part in parts.items()}
-    sums: dict[str, dict[str, xr.DataArray]] = {model: {} for model in parts}
-    for name in next(iter(parts.values())).forecast:
-        known = [truth[name].notnull() for truth in truths.values()]
-        for part in parts.values():
-            field = part.forecast[name].notnull()
-            known.append(field.all("member") if "member" in field.dims else field)
-        valid = reduce(and_, known)
-        for model, part in parts.items():
-            field, cells = part.forecast[name], part.area.dims
+    known = _known_to_all(parts)
+    out = []
+    for part in parts.values():
+        truth, sums = part.truth, {}
+        for name, field in part.forecast.items():
             order = [dim for dim in field.dims if dim != "member"]
-            inside = (valid & (part.area > 0)).transpose(*order)
-            sums[model][name] = place_sums(names, field, truths[model][name].transpose(*order), inside, cells, root)
-    return xr.concat([xr.Dataset(by_name) for by_name in sums.values()], xr.Variable("model", list(sums)))
+            target = truth[name].transpose(*order)
+            valid = (known[name] & (part.area > 0)).transpose(*order) & target.notnull()
+            sums[name] = place_sums(names, field, target, valid, part.area.dims, root)
+        out.append(xr.Dataset(sums))
+    return xr.concat(out, xr.Variable("model", list(parts)))
+
+
+def _known_to_all(parts: Mapping[str, Aligned]) -> dict[str, xr.DataArray]:
+    """Where all members of all models have a value, by variable."""
+    has = lambda field: field.notnull().all("member") if "member" in field.dims else field.notnull()
+    names = next(iter(parts.values())).forecast
+    return {name: reduce(and_, (has(part.forecast[name]) for part in parts.values())) for name in names}
 
 
 def _template(aligned: Mapping[str, Aligned], names: tuple[str, ...], blocks: list[Block]) -> xr.Dataset:
@@ -322,7 +328,7 @@ def _template(aligned: Mapping[str, Aligned], names: tuple[str, ...], blocks: li
     first = next(iter(aligned.values()))
     kept = first.forecast.isel(dict.fromkeys(first.area.dims, 0), drop=True).isel(member=0, drop=True, missing_dims="ignore")
     sizes = {dim: blocks[0][dim][1] for dim in _AXES}
-    means = ["share", *names]
+    means = ["share", "weight", *names]
     out = {}
     for name, array in kept.items():
         dims = ("mean", "model", *_AXES, *(dim for dim in array.dims if dim not in _AXES))
@@ -339,7 +345,7 @@ def _fingerprint(aligned: Mapping[str, Aligned], names: tuple[str, ...], attrs: 
     """What makes an evaluation this one: settings, coordinates, and the values of the first and the last field."""
     first = next(iter(aligned.values()))
     starts = first.position["reference_time"].values
-    cells = [first.area.values, *(first.truth[c].values for c in ("latitude", "longitude"))]
+    cells = [first.area.values, *(first.analysis[c].values for c in ("latitude", "longitude"))]
     print_ = {
         "area means": list(names),
         **attrs,

@@ -1,9 +1,11 @@
-r"""Metrics on grids: area means of one field each, and what follows from their averages over many fields.
+r"""Metrics: means over the area or the stations of one field each, and what follows from their averages over many fields.
 
 Notation: forecast :math:`f` (the mean of the members, if there are any), truth :math:`a`, climatology :math:`c`, anomalies
 :math:`f' = f - c` and :math:`a' = a - c`, members :math:`x_1 .. x_M`. :math:`\langle \cdot \rangle` is the mean over the cells
 of one field, weighted with the area of each cell (half-cell bounds of the actual grid; cells where either side has no value
-count nowhere), and :math:`E` the mean over fields, each of which counts the same. Units are those of the variable, or 1.
+count nowhere), and :math:`E` the mean over fields, each of which counts the same. At stations all reports have the weight 1 in
+:math:`\langle \cdot \rangle`, and a field counts in :math:`E` as often as it has reports, so that both together are the mean
+over all reports. Units are those of the variable, or 1.
 
 ============== ============================================================================ ====== =============
 metric         formula                                                                      units  reference
@@ -125,19 +127,20 @@ def field_means(
         With the dims of ``truth``, and ``member`` or not.
     truth, climatology : xr.DataArray
     area : xr.DataArray
-        Weights, with all dims that are averaged over.
+        Weights, with the two horizontal dims, or ones with the dim ``station``.
 
     Returns
     -------
     xr.DataArray
         The dims of ``truth`` without those of ``area``, then ``mean``: ``share``, which is the share (0..1) of the area with
-        values, and the names.
+        values; ``weight``, which is how much the field counts in averages over fields, 1 on grids and the number of reports
+        at stations, 0 where there is no value; and the names.
     """
     members = ("member",) if "member" in forecast.dims else ()
     arrays = [forecast, truth, area] + ([climatology] if climatology is not None else [])
     cores = [(*members, *area.dims)] + [area.dims] * (len(arrays) - 1)
     arrays = [array.chunk(dict.fromkeys(core, -1)) if array.chunks else array for array, core in zip(arrays, cores, strict=True)]
-    names = ("share", *names)
+    names = ("share", "weight", *names)
     return xr.apply_ufunc(
         partial(_means, names, bool(members)),
         *arrays,
@@ -195,6 +198,7 @@ def _means(names: tuple[str, ...], has_members: bool, forecast, truth, area, cli
     flat = lambda array: np.broadcast_to(array, lead + area.shape).reshape(-1, area.size)
     members = forecast.shape[-area.ndim - 1] if has_members else 1
     forecast = np.broadcast_to(forecast, lead + (members,) * has_members + area.shape).reshape(-1, members, area.size)
+    stations = area.size if area.ndim == 1 else None
     truth, area, climatology = flat(truth), area.ravel(), None if climatology is None else flat(climatology)
     out = np.empty((len(truth), len(names)))
     step = max(1, _BLOCK // max(1, members * area.size))
@@ -202,8 +206,13 @@ def _means(names: tuple[str, ...], has_members: bool, forecast, truth, area, cli
         block = slice(start, start + step)
         background = None if climatology is None else climatology[block].astype("f8")
         means = _block_means(names, forecast[block], truth[block].astype("f8"), area, background)
+        means["weight"] = partial(_field_weight, means["share"](), stations)
         out[block] = np.stack([means[name]() for name in names], axis=-1)
     return out.reshape(*lead, len(names))
+
+
+def _field_weight(share: np.ndarray, stations: int | None) -> np.ndarray:
+    return np.where(share > 0, 1.0, 0.0) if stations is None else np.round(share * stations)
 
 
 def _sums(names: tuple[str, ...], has_members: bool, root: str, number: int, forecast, truth, valid) -> np.ndarray:

@@ -191,7 +191,7 @@ def rescore(
         problems.append("by='place'; the store has area means. Type xsm.score(forecast, truth, by=...)")
     lost = [name for name in asked or () if name in METRICS and not set(METRICS[name].means) <= held]
     if lost:
-        problems.append(f"{', '.join(lost)} cannot be had from the area means {', '.join(sorted(held - {'share'}))}")
+        problems.append(f"{', '.join(lost)} cannot be had from the area means {', '.join(sorted(held - {'share', 'weight'}))}")
     if problems:
         raise InputError("these scores cannot be computed", problems)
     members = dict(zip(models, means["members"].values, strict=True))
@@ -281,9 +281,8 @@ def _finish(means: xr.Dataset, metrics, by, skill_against, root, draws, block, s
     members, means = means["members"].drop_vars("members"), means.drop_vars("members")
     share = means.sel(mean="share", drop=True)
     _check_share(share, report)
-    counted = (share > 0).all("model")  # fields that any model lacks count for none
-    means = means.where(counted).sortby("reference_time")
-    weights = counted.astype("f8").sortby("reference_time")  # each field counts the same
+    means = means.where((share > 0).all("model")).sortby("reference_time")  # fields that any model lacks count for none
+    weights = means.sel(mean="weight", drop=True).fillna(0.0)
     averaged = [dim for dim in ("reference_time", "lead_time") if dim not in by]
     over = lambda counts: lambda field: field.map(lambda array: _weighted(array, weights[array.name], averaged, counts))
     scores = _scores(means, metrics, members, over(None), root)
@@ -292,7 +291,7 @@ def _finish(means: xr.Dataset, metrics, by, skill_against, root, draws, block, s
         errors = tuple(name for name in metrics if METRICS[name].is_error)
         spread = {} if counts is None else _scores(means, errors, members, over(counts), root)
         scores |= _compared(scores, spread, skill_against)
-    scores["count"] = counted.sum(averaged).astype("f8").expand_dims(model=means["model"])
+    scores["count"] = weights.sum(averaged)
     out = _assemble(scores, {name: array.attrs for name, array in means.items()})
     return _with_attrs(out, averaged, root, report).assign_attrs(region=means.attrs["region"])
 
