@@ -363,7 +363,7 @@ def _places(ds: xr.Dataset, keep: xr.Dataset) -> dict[str, slice | np.ndarray]:
 
 
 def _span_of(index: np.ndarray) -> slice | np.ndarray:
-    """The same positions as a slice, if they are successive: dask slices at no cost but copies a list of positions."""
+    """The same positions as a slice, if they are successive: of a list of positions dask makes one task for each chunk."""
     if index.size and np.array_equal(index, np.arange(index[0], index[0] + index.size)):
         return slice(int(index[0]), int(index[0]) + index.size)
     return index
@@ -518,7 +518,7 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
         return ds
     if _same_lattice(source, target):
         (rows, at_rows), (columns, at_columns) = _matches(source, target)
-        picked = ds.isel(latitude=rows, longitude=columns)
+        picked = ds.isel(latitude=_span_of(rows), longitude=_span_of(columns))
         cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
         return picked.assign_coords({dim: (dim, values, ds[dim].attrs) for dim, values in cells.items()})
     regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import and_
 from os import PathLike
@@ -29,6 +30,7 @@ from xscalemixer.verification.metrics import field_means, place_sums
 __all__ = ["Storage", "area_means", "batches", "open_means", "sums_at_places"]
 
 _TASKS = 50_000  # in the graph of a batch
+_PIECE = 2**23  # bytes of a variable that one task looks at, where chunks are smaller
 _WASTE = 4  # times what is used may be read before it is told
 _MUCH = 2**28  # bytes read in vain that are worth a warning
 _AXES = ("reference_time", "lead_time")
@@ -186,8 +188,8 @@ def batches(
 
     sizes = [next(iter(aligned.values())).position.sizes[dim] for dim in _AXES]
     field = sum(_bytes_of_a_field(one) for one in aligned.values())  # all variables at one start and lead time
-    tasks = _tasks(lazy({dim: [0, 1] for dim in _AXES}))
-    most = max(1, min(parse_bytes(memory) // max(1, field), _TASKS // max(1, tasks)))
+    tasks = _tasks(lazy({"reference_time": [0, 1], "lead_time": [0, sizes[1]]}))
+    most = max(1, min(parse_bytes(memory) // max(1, field), _TASKS * sizes[1] // max(1, tasks)))
     starts, leads = max(1, most // sizes[1]), min(sizes[1], most)
     chunk = max(max(_chunks(one.forecast, "reference_time"), default=1) for one in aligned.values())
     starts -= starts % chunk if starts > chunk else 0
@@ -283,7 +285,7 @@ def _compute(*lazy):
 
 def _lazy_means(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Block) -> xr.Dataset:
     """Area means of a batch, not yet computed."""
-    parts = {model: one.part(**_spans(block)) for model, one in aligned.items()}
+    parts = {model: _in_pieces(one.part(**_spans(block))) for model, one in aligned.items()}
     at_stations = next(iter(parts.values())).area.ndim == 1
     known = _known_to_all(parts) if at_stations and len(parts) > 1 else {}  # models are compared on the same reports
     out = []
@@ -300,7 +302,7 @@ def _lazy_means(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: B
 
 def _lazy_sums(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Block, root: str) -> xr.Dataset:
     """Sums over the starts of a batch at each cell, not yet computed."""
-    parts = {model: one.part(**_spans(block)) for model, one in aligned.items()}
+    parts = {model: _in_pieces(one.part(**_spans(block))) for model, one in aligned.items()}
     known = _known_to_all(parts)
     out = []
     for part in parts.values():
@@ -312,6 +314,23 @@ def _lazy_sums(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Bl
             sums[name] = place_sums(names, field, target, valid, part.area.dims, root)
         out.append(xr.Dataset(sums))
     return xr.concat(out, xr.Variable("model", list(parts)))
+
+
+def _in_pieces(part: Aligned) -> Aligned:
+    """Small chunks joined: the overhead of a task is that of a hundred small fields."""
+    return replace(part, forecast=part.forecast.map(lambda array: _joined(array, part.area.dims), keep_attrs=True))
+
+
+def _joined(array: xr.DataArray, cells: tuple[str, ...]) -> xr.DataArray:
+    if array.chunks is None:
+        return array
+    starts, leads = (array.sizes[dim] for dim in _AXES)
+    fields = max(1, _PIECE * starts * leads // max(1, array.nbytes))
+    wanted = {"reference_time": max(1, fields // leads), "lead_time": fields}
+    whole = [dim for dim in ("member", *cells) if dim in array.dims]
+    # chunks that are larger already stay as they are
+    sizes = {dim: array.chunksizes[dim] if max(array.chunksizes[dim]) >= size else size for dim, size in wanted.items()}
+    return array.chunk(sizes | dict.fromkeys(whole, -1))
 
 
 def _known_to_all(parts: Mapping[str, Aligned]) -> dict[str, xr.DataArray]:
