@@ -48,7 +48,8 @@ class _Journaled:
         self._journal: list[dict] = []
         self._lock = lock
         self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        self._fields = {name: self._group[name] for name in head["fields"]}
+        arrays = dict(self._group.arrays())
+        self._fields = {name: arrays[name] for name in head["fields"]}
 
     @classmethod
     def _create(cls, path: str | Path, template: xr.Dataset, head: Mapping[str, object], overwrite: bool):
@@ -274,6 +275,7 @@ class ForecastStore(_Journaled):
     def __init__(self, path: Path, head: dict, lock):
         super().__init__(path, head, lock)
         self.restart: dict[str, np.ndarray] = {}
+        self._leads = dict(self._group.arrays())["lead_time"]
 
     @classmethod
     def create(
@@ -349,7 +351,7 @@ class ForecastStore(_Journaled):
 
     @property
     def _n_leads(self) -> int:
-        return self._group["lead_time"].size
+        return self._leads.size
 
     def _share_left(self) -> float:
         return 1 - self.next_lead / self._n_leads
@@ -358,7 +360,7 @@ class ForecastStore(_Journaled):
         problems = []
         if leads[0] != self.next_lead:
             problems.append(f"the block begins at lead index {leads[0]}; needed {self.next_lead}")
-        if list(block["lead_time"].values) != list(self._group["lead_time"][slice(*leads)]):
+        if not np.array_equal(block["lead_time"].values, np.asarray(self._leads[slice(*leads)])):
             problems.append(f"lead times {block['lead_time'].values.tolist()} are not those of the store at {leads}")
         missing = [name for name in self._fields if name not in block]
         if missing:

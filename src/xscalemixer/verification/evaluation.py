@@ -365,7 +365,7 @@ def _fingerprint(aligned: Mapping[str, Aligned], names: tuple[str, ...], attrs: 
     first = next(iter(aligned.values()))
     starts = first.position["reference_time"].values
     cells = [first.area.values, *(first.analysis[c].values for c in ("latitude", "longitude"))]
-    print_ = {
+    settings = {
         "area means": list(names),
         **attrs,
         "variables": {name: array.attrs.get("units") for name, array in first.forecast.items()},
@@ -374,17 +374,12 @@ def _fingerprint(aligned: Mapping[str, Aligned], names: tuple[str, ...], attrs: 
         "lead times": first.position["lead_time"].values.tolist(),
         "cells": f"{first.area.size}, sha256 {_sha256(*cells)}",
     }
-    ends = [
-        {"reference_time": [i, i + 1], "lead_time": [j, j + 1]} for i, j in ((0, 0), [size - 1 for size in first.position.shape])
-    ]
-    values = [
-        _compute(part.forecast, part.truth) for one in aligned.values() for part in (one.part(**_spans(end)) for end in ends)
-    ]
-    for k, model in enumerate(aligned):
-        digest = _sha256(*(array.values for pair in values[2 * k : 2 * k + 2] for ds in pair for array in ds.values()))
-        members = aligned[model].forecast.sizes.get("member", 1)
-        print_[f"model {model}"] = f"{members} members, first and last fields sha256 {digest}"
-    return print_
+    for model, one in aligned.items():
+        ends = [one.part(**dict.fromkeys(_AXES, end)) for end in (slice(0, 1), slice(-1, None))]
+        values = [array.values for end in ends for ds in _compute(end.forecast, end.truth) for array in ds.values()]
+        members = one.forecast.sizes.get("member", 1)
+        settings[f"model {model}"] = f"{members} members, first and last fields sha256 {_sha256(*values)}"
+    return settings
 
 
 def _sha256(*arrays: np.ndarray) -> str:
