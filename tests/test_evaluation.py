@@ -321,6 +321,27 @@ def test_places_of_curvilinear_grids_keep_their_coordinates(truth):
     np.testing.assert_allclose(value(sc, "bias"), -2, atol=1e-4)
 
 
+def at_points(ds):
+    """Four cells of a dataset as if they were stations."""
+    picked = ds.isel(latitude=xr.DataArray([0, 1, 2, 3], dims="station"), longitude=xr.DataArray([1, 2, 3, 4], dims="station"))
+    height = ("station", np.zeros(4), {"units": "m"})
+    return picked.reset_coords(drop=True).assign_coords(
+        station=list("abcd"), latitude=picked["latitude"], longitude=picked["longitude"], altitude=height
+    )
+
+
+def test_scores_at_stations(fc, truth, tmp_path):
+    forecasts, reports = two(at_points(fc)), at_points(truth)
+    reports["t2m"][0, 1] = np.nan
+    sc = xsm.score(forecasts, reports, by=["place"], metrics="mae")
+    assert sc["t2m"].dims == ("metric", "model", "station") and sc["latitude"].dims == ("station",)
+    plain = xsm.score(forecasts, reports, by=[], metrics="mae", to=tmp_path / "s.zarr", memory=1)
+    count = sc["t2m"].sel(metric="count")
+    assert (count.sum("station") == plain["t2m"].sel(metric="count")).all()
+    pooled = sc["t2m"].sel(metric="mae").weighted(count.isel(model=0, drop=True)).mean("station")
+    np.testing.assert_allclose(pooled, plain["t2m"].sel(metric="mae"), rtol=1e-9)
+
+
 def test_what_no_place_has(fc, truth):
     with pytest.raises(
         InputError, match=r"3 problems(?s:.)*errors themselves(?s:.)*correlation: a metric of whole fields(?s:.)*to="

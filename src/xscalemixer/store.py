@@ -48,8 +48,7 @@ class _Journaled:
         self._journal: list[dict] = []
         self._lock = lock
         self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        arrays = dict(self._group.arrays())
-        self._fields = {name: arrays[name] for name in head["fields"]}
+        self._fields = {name: self._group[name] for name in head["fields"]}
 
     @classmethod
     def _create(cls, path: str | Path, template: xr.Dataset, head: Mapping[str, object], overwrite: bool):
@@ -275,7 +274,7 @@ class ForecastStore(_Journaled):
     def __init__(self, path: Path, head: dict, lock):
         super().__init__(path, head, lock)
         self.restart: dict[str, np.ndarray] = {}
-        self._leads = dict(self._group.arrays())["lead_time"]
+        self._leads = self._group["lead_time"]
 
     @classmethod
     def create(
