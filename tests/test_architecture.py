@@ -15,6 +15,7 @@ from xscalemixer.accessor import DatasetAccessor, TreeAccessor
 ROOT = Path(xsm.__file__).parent
 LAYERS = [  # upper to lower; a module may import from its own layer and from those below
     {"__main__", "accessor", "__init__"},
+    {"hindcasting"},
     {"forecasting", "training", "plotting", "verification"},
     {"stations"},
     {"layouts"},
@@ -27,9 +28,9 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"units", "physics"},
     {"nn", "moving_shapes"},
     {"variables", "report"},
-    {"errors", "_version", "_pyproj"},
+    {"errors", "_version", "_pyproj", "progress"},
 ]
-TORCH = {"nn", "augmentation", "state", "samples", "forecaster", "pretrained", "forecasting", "training"}
+TORCH = {"nn", "augmentation", "state", "samples", "forecaster", "pretrained", "forecasting", "hindcasting", "training"}
 FORBIDDEN = ("pickle", "joblib", "dill", "cloudpickle", "yaml")
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 

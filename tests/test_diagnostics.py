@@ -1,5 +1,6 @@
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import dask
 import dask.array
@@ -11,7 +12,6 @@ import xarray as xr
 from xscalemixer.errors import GridError, InputError, SchemaError
 from xscalemixer.grids import Grid
 from xscalemixer.verification import brier, fss, power_spectrum, quantiles, rank_histogram, reliability
-from xscalemixer.verification.alignment import Aligned
 from xscalemixer.verification.pairs import align_pair
 
 GRID = Grid.regular(60, 10, "2.5", (6, 8))
@@ -167,7 +167,7 @@ def test_fractions_need_all_values_and_windows_that_fit(ensemble, truth):
 def test_fractions_need_a_grid(monkeypatch, ensemble, truth):
     one, report = align_pair(ensemble, truth, ["t2m"], None, "coarser")
     flat = lambda xarray: xarray.stack(station=("latitude", "longitude"), create_index=False)
-    at_stations = Aligned(flat(one.forecast), flat(one.truth), None, flat(one.area))
+    at_stations = replace(one, forecast=flat(one.forecast), analysis=flat(one.analysis), area=flat(one.area))
     monkeypatch.setattr("xscalemixer.verification.events.align_pair", lambda *_: (at_stations, report))
     with pytest.raises(GridError, match="found places along station; needed a grid as truth"):
         fss(ensemble, truth, "t2m", 280.0, 3)

@@ -491,10 +491,10 @@ def test_one_start_has_no_interval(fc, truth):
 
 
 def test_resamples_are_blocks_that_wrap():
-    counts = resampled_counts(10, 4000, 3, seed=1)
+    counts = resampled_counts([10], 4000, 3, seed=1)
     np.testing.assert_array_equal(counts.sum("reference_time"), 10)
     np.testing.assert_allclose(counts.mean("draw"), 1, atol=0.1)
-    single = resampled_counts(10, 50, 10, seed=1)
+    single = resampled_counts([10], 50, 10, seed=1)
     np.testing.assert_array_equal(single, 1)
     assert [block_length(n) for n in (2, 8, 9, 730)] == [2, 2, 3, 10]
 

@@ -24,6 +24,10 @@ class DatasetAccessor:
         """See `xscalemixer.forecast`."""
         return xscalemixer.forecast(self._ds, hours, **kwargs)
 
+    def hindcast(self, init_times, hours: int = 48, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.hindcast`."""
+        return xscalemixer.hindcast(self._ds, init_times, hours, **kwargs)
+
     def key_positions(self, **kwargs) -> xr.Dataset:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._ds, **kwargs)
@@ -67,6 +71,10 @@ class TreeAccessor:
     def forecast(self, hours: int = 48, **kwargs) -> xr.Dataset:
         """See `xscalemixer.forecast`."""
         return xscalemixer.forecast(self._tree, hours, **kwargs)
+
+    def hindcast(self, init_times, hours: int = 48, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.hindcast`."""
+        return xscalemixer.hindcast(self._tree, init_times, hours, **kwargs)
 
     def key_positions(self, **kwargs) -> xr.Dataset:
         """See `xscalemixer.key_positions`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import numbers
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
 from xscalemixer._version import __version__
 from xscalemixer.conform import conform, require_dataset, valid_times
@@ -29,6 +27,7 @@ from xscalemixer.output import forecast_dataset
 from xscalemixer.physics.humidity import Phase
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.pretrained import load
+from xscalemixer.progress import progress_bar
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
 from xscalemixer.state import HOURS, State, fields_of
@@ -117,7 +116,7 @@ def forecast(
         attrs=attrs,
         static=model.static,
     )
-    with _progress_bar(hours, progress) as bar:
+    with progress_bar(hours, "h", "forecast", progress) as bar:
         if to is not None:
             return _stream(model, state, hours, describe, to, resume=resume, overwrite=overwrite, bar=bar)
         blocks = [fields for _, fields in _blocks(model, state, hours, 0, bar)]
@@ -279,18 +278,27 @@ def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=No
     time = _start_time(ds, regional, init_time, report)
     if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
         return None, report
+    starts = starts_at(np.array([time]), ds, model, report, regional=regional, rh_phase=rh_phase)
+    return starts[0] if starts else None, report
+
+
+def starts_at(times, ds: xr.Dataset, model: Forecaster, report: Report, *, regional=None, rh_phase=None) -> list[Start]:
+    """Prepared starts at sorted times that the data have, read together; none where the report gets errors."""
     terrain = model.network.outer.statics[0].cpu().numpy() * 1000.0
-    outer, west_negative = _on_model_grid(ds, model.outer, time, report, rh_phase, "driver", terrain)
-    inner = None
+    outer, west_negative = _on_model_grid(ds, model.outer, times, report, rh_phase, "driver", terrain)
+    inner, hours = None, times[:, None] - np.arange(HOURS)[::-1] * HOUR
     if regional is None:
         report.assume("regional", "no analyses given; the six hours before the start are invented from the driver (cold start)")
     else:
-        history = time - np.arange(HOURS)[::-1] * HOUR
-        fields, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
-        inner = None if fields is None else torch.from_numpy(fields)[None]
+        history = np.unique(hours)
+        inner, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
     if outer is None or not report.ok:
-        return None, report
-    return Start(model, time, torch.from_numpy(outer), inner, west_negative), report
+        return []
+    starts = []
+    for i, time in enumerate(times):
+        before = None if inner is None else torch.from_numpy(inner[np.searchsorted(history, hours[i])])[None]
+        starts.append(Start(model, time, torch.from_numpy(outer[i : i + 1]), before, west_negative))
+    return starts
 
 
 def _branches(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
@@ -533,12 +541,6 @@ def _device(wanted: str | None) -> str:
         )
     log.info("running on %s in float32", kind)
     return kind
-
-
-def _progress_bar(hours: int, progress: bool | None) -> tqdm:
-    interactive = sys.stderr.isatty() or "ipykernel" in sys.modules
-    quiet = not (interactive if progress is None else progress)
-    return tqdm(total=hours, unit="h", desc="forecast", disable=quiet)
 
 
 def _provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:

@@ -110,6 +110,12 @@ class Report:
         findings = [{**_fields(finding), "error": finding.error.__name__} for finding in self.findings]
         return {"title": self.title, "ok": self.ok, "findings": findings}
 
+    @classmethod
+    def from_dict(cls, data: dict) -> Report:
+        """Inverse of `to_dict`."""
+        kinds = {kind.__name__: kind for kind in (InputError, *InputError.__subclasses__())}
+        return cls(data["title"], [Finding(**{**finding, "error": kinds[finding["error"]]}) for finding in data["findings"]])
+
     def __repr__(self) -> str:
         verdict = "ready" if self.ok else "not usable"
         lines = [f"{self.title}: {verdict}"]

@@ -1,9 +1,10 @@
-"""A Zarr store for forecasts that grows lead by lead and survives being killed at any instant."""
+"""Zarr stores that grow block by block and survive being killed at any instant: one forecast by leads, or other results."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import socket
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -22,16 +23,235 @@ import xarray as xr
 from xscalemixer.errors import InputError
 from xscalemixer.output import chunk_sizes
 
-__all__ = ["ForecastStore"]
+__all__ = ["Block", "BlockStore", "ForecastStore"]
 
 _PROGRESS = "progress"  # a Zarr subgroup without arrays while the store grows, so that Zarr passes it by
 
 
-class ForecastStore:
+Block = Mapping[str, Sequence[int]]  # dimension -> first index and the one after the last
+
+
+class _Journaled:
     """Zarr store on a local disk that grows block by block and survives being killed at any instant.
 
     Arrays stand at full size from the start and read NaN where nothing was written. A block counts once its line, with
-    the sha256 of its chunks, is in ``progress/journal.jsonl``; the state of the model at that lead is kept beside it.
+    the sha256 of its chunks, is in ``progress/journal.jsonl``.
+    """
+
+    _content = "set of results"  # in messages
+
+    def __init__(self, path: Path, head: dict, lock):
+        import zarr
+
+        self.path = path
+        self._head = head
+        self._journal: list[dict] = []
+        self._lock = lock
+        self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
+        self._fields = {name: self._group[name] for name in head["fields"]}
+
+    @classmethod
+    def _create(cls, path: str | Path, template: xr.Dataset, head: Mapping[str, object], overwrite: bool):
+        """Lay out a new store: lazy fields of the template, which are not read, grow; all others are written now."""
+        path = _local(path)
+        _check_free(path, overwrite, cls._content)
+        _check_space(path, template.nbytes)
+        # built beside its place and renamed: whoever is killed here leaves nothing half made at path
+        names = [name for name, field in template.data_vars.items() if field.chunks is not None]
+        head = {"fields": names, **_json(head)}
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            _lay_out(template, draft)
+            _append(draft, head)
+            _put_in_place(draft, path)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        return cls(path, head, _acquire(path))
+
+    @classmethod
+    def resume(cls, path: str | Path, fingerprint: Mapping[str, object]):
+        """Open an unfinished store, compare every block with the journal, and forget what does not match.
+
+        Raises
+        ------
+        InputError
+            If there is no such store, another process writes to it, it holds another run, or the disk is too small.
+        """
+        path = _local(path)
+        if not _journal_file(path).exists():
+            raise InputError(f"{path} holds no {cls._content} to resume", ["leave out resume=True, or correct the path"])
+        lock = _acquire(path)
+        try:
+            head, *entries = _read_journal(path, cls._content)
+            _check_fingerprint(path, head["fingerprint"], _json(fingerprint), cls._content)
+            store = cls(path, head, lock)
+            store._recover(entries)
+            lines = "".join(json.dumps(entry) + "\n" for entry in (head, *store._journal))
+            _replace(_journal_file(path), lambda file: file.write(lines.encode()))
+            _check_space(path, store._bytes_left())
+        except BaseException:
+            lock.release()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let other processes write to the store."""
+        self._lock.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _recover(self, entries: list[dict]) -> None:
+        """Keep the journal entries whose chunks are on disk unchanged."""
+        self._journal = [entry for entry in entries if self._intact(entry)]
+
+    def _intact(self, entry: dict) -> bool:
+        return self._digest(entry["block"]) == entry["sha256"]
+
+    def _write(self, where: Block, block: xr.Dataset, also: Callable[[], dict] = dict) -> None:
+        """Write chunks, make sure that they are on disk, and note them in the journal with what ``also`` returns."""
+        try:
+            for name, array in self._fields.items():
+                region = tuple(slice(*where[dim]) if dim in where else slice(None) for dim in _dims(array))
+                array[region] = block[name].values
+            self._sync(where)
+            entry = {"block": where, "sha256": self._digest(where), **also()}
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _refuse_full_disk(self.path, self._bytes_left(), cause=error)
+        _append(self.path, entry)
+        self._journal.append(entry)
+
+    def _complete(self) -> None:
+        """Mark the store complete and consolidate its metadata."""
+        import zarr
+
+        self._group.attrs["complete"] = "true"
+        (self.path / _PROGRESS / ".zgroup").unlink(missing_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", f"Object at {_PROGRESS}")
+            zarr.consolidate_metadata(self.path, zarr_format=2)
+        self.close()
+
+    def _share_left(self) -> float:
+        raise NotImplementedError
+
+    def _bytes_left(self) -> int:
+        return int(self._share_left() * sum(array.nbytes for array in self._fields.values()))
+
+    def _chunk_files(self, where: Block) -> Iterator[Path]:
+        """Files of a block, which consists of whole chunks; a chunk of nothing but NaN has none."""
+        for name, array in self._fields.items():
+            spans = []
+            for dim, size, chunk in zip(_dims(array), array.shape, array.chunks, strict=True):
+                first, last = where.get(dim, (0, size))
+                spans.append(range(first // chunk, -(-last // chunk)))
+            for place in itertools.product(*spans):
+                yield self.path / name / ".".join(map(str, place))
+
+    def _sync(self, where: Block) -> None:
+        for file in filter(Path.exists, self._chunk_files(where)):
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        for name in self._fields:
+            _sync_folder(self.path / name)
+
+    def _digest(self, where: Block) -> str:
+        digest = hashlib.sha256()
+        for file in self._chunk_files(where):
+            digest.update(file.read_bytes() if file.exists() else b"NaN")
+        return digest.hexdigest()
+
+
+class BlockStore(_Journaled):
+    """Zarr store of results that are computed block by block, in any order.
+
+    Attributes
+    ----------
+    path : Path
+    pending : list of dict
+        Blocks that are not yet safely on disk: first index and the one after the last by dimension.
+
+    Examples
+    --------
+    >>> with BlockStore.create("scores.zarr", template, fingerprint, blocks) as store:  # doctest: +SKIP
+    ...     for block in store.pending:
+    ...         store.write(block, compute(block))
+    ...     store.finish()
+    """
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        template: xr.Dataset,
+        fingerprint: Mapping[str, object],
+        blocks: Sequence[Block],
+        *,
+        overwrite: bool = False,
+    ) -> BlockStore:
+        """Lay out a new store with the coordinates and plain fields of ``template``, its lazy fields all NaN.
+
+        Parameters
+        ----------
+        path : path-like
+            Where nothing is yet.
+        template : xarray.Dataset
+            Lazy fields grow: their chunks become those of the store, their values are not read.
+        fingerprint : mapping
+            What makes these results these, as plain data; `resume` compares it.
+        blocks : sequence of mapping
+            What will be written at once, of whole chunks; `resume` finds the same.
+        overwrite : bool
+            Replace a Zarr store at ``path``.
+
+        Raises
+        ------
+        InputError
+            If something is at ``path``, another process writes there, or the disk is too small.
+        """
+        return cls._create(path, template, {"fingerprint": fingerprint, "blocks": blocks}, overwrite)
+
+    @property
+    def pending(self) -> list[dict[str, list[int]]]:
+        """Blocks that are not yet safely on disk."""
+        done = [entry["block"] for entry in self._journal]
+        return [block for block in self._head["blocks"] if block not in done]
+
+    def write(self, where: Block, block: xr.Dataset) -> None:
+        """Write one of the pending blocks and, once it is on disk, note it in the journal.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; earlier blocks stay intact.
+        """
+        self._write({dim: list(span) for dim, span in where.items()}, block)
+
+    def finish(self) -> None:
+        """Mark the store complete and consolidate its metadata.
+
+        Raises
+        ------
+        InputError
+            If blocks are missing.
+        """
+        if self.pending:
+            number = len(self._head["blocks"])
+            raise InputError(f"{self.path} has {number - len(self.pending)} of {number} blocks", ["write the others first"])
+        self._complete()
+
+    def _share_left(self) -> float:
+        return len(self.pending) / max(1, len(self._head["blocks"]))
+
+
+class ForecastStore(_Journaled):
+    """Zarr store of one forecast, which grows lead by lead; the state of the model at the last lead is kept beside it.
 
     Attributes
     ----------
@@ -49,18 +269,12 @@ class ForecastStore:
     ...     store.finish()
     """
 
-    def __init__(self, path: Path, head: dict, lock):
-        import zarr
+    _content = "forecast"
 
-        self.path = path
+    def __init__(self, path: Path, head: dict, lock):
+        super().__init__(path, head, lock)
         self.restart: dict[str, np.ndarray] = {}
-        self._head = head
-        self._journal: list[dict] = []
-        self._lock = lock
-        self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        arrays = dict(self._group.arrays())
-        self._fields = {name: arrays[name] for name in head["fields"]}
-        self._leads = arrays["lead_time"]
+        self._leads = self._group["lead_time"]
 
     @classmethod
     def create(
@@ -84,45 +298,14 @@ class ForecastStore:
         InputError
             If something is at ``path``, another process writes there, or the disk is too small.
         """
-        path = _local(path)
-        _check_free(path, overwrite)
-        _check_space(path, template.nbytes)
-        # built beside its place and renamed: whoever is killed here leaves nothing half made at path
-        names = [name for name, field in template.data_vars.items() if "lead_time" in field.dims]
-        head = {"fields": names, "fingerprint": _json(fingerprint)}
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            _lay_out(template, draft)
-            _append(draft, head)
-            _put_in_place(draft, path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        return cls(path, head, _acquire(path))
+        import dask.array
 
-    @classmethod
-    def resume(cls, path: str | Path, fingerprint: Mapping[str, object]) -> ForecastStore:
-        """Open an unfinished store, compare every block with the journal, and forget what does not match.
-
-        Raises
-        ------
-        InputError
-            If there is no such store, another process writes to it, it holds another run, or the disk is too small.
-        """
-        path = _local(path)
-        if not _journal_file(path).exists():
-            raise InputError(f"{path} holds no forecast to resume", ["leave out resume=True, or correct the path"])
-        lock = _acquire(path)
-        try:
-            head, *entries = _read_journal(path)
-            _check_fingerprint(path, head["fingerprint"], _json(fingerprint))
-            store = cls(path, head, lock)
-            store._recover(entries)
-            _check_space(path, store._bytes_left())
-        except BaseException:
-            lock.release()
-            raise
-        return store
+        layout = template.copy(deep=False)
+        for name, field in template.data_vars.items():
+            if "lead_time" in field.dims:
+                chunks = chunk_sizes(field.dims, field.shape)
+                layout[name] = field.copy(data=dask.array.full(field.shape, np.nan, dtype="float32", chunks=chunks))
+        return cls._create(path, layout, {"fingerprint": fingerprint}, overwrite)
 
     def write(self, first_lead_index: int, block: xr.Dataset, restart: Mapping[str, np.ndarray]) -> None:
         """Write the next leads and, once they are on disk, note them in the journal.
@@ -143,18 +326,7 @@ class ForecastStore:
         """
         leads = [first_lead_index, first_lead_index + block.sizes["lead_time"]]
         self._check_block(leads, block)
-        try:
-            for name, array in self._fields.items():
-                array[:, slice(*leads)] = block[name].values
-            self._sync(leads)
-            saved = _save_restart(self.path, leads[1], restart)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _refuse_full_disk(self.path, self._bytes_left(), cause=error)
-        entry = {"leads": leads, "sha256": self._digest(leads), **saved}
-        _append(self.path, entry)
-        self._journal.append(entry)
+        self._write({"lead_time": leads}, block, lambda: _save_restart(self.path, leads[1], restart))
         self.restart = dict(restart)
         self._drop_restarts(keep=2)
 
@@ -166,40 +338,22 @@ class ForecastStore:
         InputError
             If leads are missing.
         """
-        import zarr
-
         if self.next_lead < self._n_leads:
             raise InputError(f"{self.path} has {self.next_lead} of {self._n_leads} leads", ["write the others before finish()"])
-        self._group.attrs["complete"] = "true"
-        (self.path / _PROGRESS / ".zgroup").unlink(missing_ok=True)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", f"Object at {_PROGRESS}")
-            zarr.consolidate_metadata(self.path, zarr_format=2)
         self._drop_restarts(keep=0)
-        self.close()
-
-    def close(self) -> None:
-        """Let other processes write to the store."""
-        self._lock.release()
-
-    def __enter__(self) -> ForecastStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._complete()
 
     @property
     def next_lead(self) -> int:
         """Index of the first lead that is not yet safely on disk."""
-        return self._journal[-1]["leads"][1] if self._journal else 0
+        return self._journal[-1]["block"]["lead_time"][1] if self._journal else 0
 
     @property
     def _n_leads(self) -> int:
         return self._leads.size
 
-    def _bytes_left(self) -> int:
-        share = 1 - self.next_lead / self._n_leads
-        return int(share * sum(array.nbytes for array in self._fields.values()))
+    def _share_left(self) -> float:
+        return 1 - self.next_lead / self._n_leads
 
     def _check_block(self, leads: list[int], block: xr.Dataset) -> None:
         problems = []
@@ -213,29 +367,10 @@ class ForecastStore:
         if problems:
             raise InputError(f"this block cannot be written to {self.path}", problems)
 
-    def _chunk_files(self, leads: list[int]) -> Iterator[Path]:
-        """Files of a block; a chunk of nothing but NaN has none."""
-        for name, array in self._fields.items():
-            for lead, *rest in np.ndindex(leads[1] - leads[0], *array.cdata_shape[2:]):
-                yield self.path / name / ".".join(map(str, (0, leads[0] + lead, *rest)))
-
-    def _sync(self, leads: list[int]) -> None:
-        for file in filter(Path.exists, self._chunk_files(leads)):
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        for name in self._fields:
-            _sync_folder(self.path / name)
-
-    def _digest(self, leads: list[int]) -> str:
-        digest = hashlib.sha256()
-        for file in self._chunk_files(leads):
-            digest.update(file.read_bytes() if file.exists() else b"NaN")
-        return digest.hexdigest()
-
     def _recover(self, entries: list[dict]) -> None:
         """Keep the leading journal entries whose chunks are on disk unchanged, up to one with its model state."""
         for entry in entries:
-            if entry["leads"][0] != self.next_lead or self._digest(entry["leads"]) != entry["sha256"]:
+            if entry["block"]["lead_time"][0] != self.next_lead or not self._intact(entry):
                 break
             self._journal.append(entry)
         while self._journal and self.next_lead < self._n_leads:
@@ -244,8 +379,6 @@ class ForecastStore:
                 self.restart = restart
                 break
             self._journal.pop()
-        lines = "".join(json.dumps(entry) + "\n" for entry in (self._head, *self._journal))
-        _replace(_journal_file(self.path), lambda file: file.write(lines.encode()))
 
     def _drop_restarts(self, keep: int) -> None:
         kept = {entry["restart"] for entry in self._journal[len(self._journal) - keep :]}
@@ -254,13 +387,17 @@ class ForecastStore:
                 file.unlink()
 
 
+def _dims(array) -> list[str]:
+    return array.attrs["_ARRAY_DIMENSIONS"]
+
+
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
         raise InputError(f"{path} is not a local path", ["stream to a local folder and copy it when it is complete"])
     return Path(path).absolute()
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
+def _check_free(path: Path, overwrite: bool, content: str) -> None:
     """Refuse a path where something is, unless it is a Zarr store that may go."""
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
@@ -268,7 +405,7 @@ def _check_free(path: Path, overwrite: bool) -> None:
     if not is_store:
         raise InputError(f"{path} exists and is not a Zarr store", ["choose another path; nothing was deleted"])
     if not overwrite:
-        fix = "type resume=True to go on with the forecast in it, overwrite=True to replace it, or choose another path"
+        fix = f"type resume=True to go on with the {content} in it, overwrite=True to replace it, or choose another path"
         raise InputError(f"{path} exists", [f"{fix}; nothing was deleted"])
 
 
@@ -286,22 +423,16 @@ def _free(path: Path) -> int:
 def _refuse_full_disk(path: Path, needed: int, cause: OSError | None = None) -> NoReturn:
     found = f"up to {needed / 1e9:.3g} GB ({needed} bytes) are still to be written, {_free(path) / 1e9:.3g} GB are free"
     fix = "make room" + (
-        " and go on with resume=True; all leads in the journal are intact" if cause else " or choose another disk"
+        " and go on with resume=True; all that is in the journal is intact" if cause else " or choose another disk"
     )
     raise InputError(f"the disk is too small for {path}", [f"{found}; {fix}"]) from cause
 
 
 def _lay_out(template: xr.Dataset, path: Path) -> None:
-    """Write coordinates and static fields, and the metadata of all other fields."""
-    import dask.array
+    """Write coordinates and plain fields, and the metadata of lazy fields."""
     import zarr
 
-    layout = template.assign_attrs(complete="false")
-    for name, field in template.data_vars.items():
-        if "lead_time" in field.dims:
-            chunks = chunk_sizes(field.dims, field.shape)
-            layout[name] = field.copy(data=dask.array.full(field.shape, np.nan, dtype="float32", chunks=chunks))
-    layout.to_zarr(path, mode="w-", compute=False, consolidated=False, zarr_format=2)
+    template.assign_attrs(complete="false").to_zarr(path, mode="w-", compute=False, consolidated=False, zarr_format=2)
     zarr.open_group(path, mode="r+", zarr_format=2).create_group(_PROGRESS)
 
 
@@ -357,7 +488,7 @@ def _append(path: Path, entry: dict) -> None:
         os.fsync(file.fileno())
 
 
-def _read_journal(path: Path) -> list[dict]:
+def _read_journal(path: Path, content: str) -> list[dict]:
     """Read entries up to the first line that a crash has torn."""
     entries = []
     for line in _journal_file(path).read_text(encoding="utf-8", errors="replace").splitlines():
@@ -366,7 +497,7 @@ def _read_journal(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     if not entries:
-        raise InputError(f"{path} holds no forecast to resume", ["its journal is unreadable; type overwrite=True to begin anew"])
+        raise InputError(f"{path} holds no {content} to resume", ["its journal is unreadable; type overwrite=True to begin anew"])
     return entries
 
 
@@ -422,9 +553,9 @@ def _json(fingerprint: Mapping[str, object]) -> dict:
     return json.loads(json.dumps(dict(fingerprint)))
 
 
-def _check_fingerprint(path: Path, found: dict, needed: dict) -> None:
+def _check_fingerprint(path: Path, found: dict, needed: dict, content: str) -> None:
     keys = sorted(key for key in found.keys() | needed.keys() if found.get(key) != needed.get(key))
     if keys:
         problems = [f"{key}: the store has {found.get(key)!r}, this run {needed.get(key)!r}" for key in keys]
         fix = "repeat the call that began it to resume, choose another path, or type overwrite=True"
-        raise InputError(f"{path} holds another forecast and cannot be resumed", [*problems, fix])
+        raise InputError(f"{path} holds another {content} and cannot be resumed", [*problems, fix])

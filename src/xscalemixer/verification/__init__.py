@@ -4,7 +4,7 @@ from xscalemixer.verification.baselines import climatology_forecast, persistence
 from xscalemixer.verification.climatology import climatology
 from xscalemixer.verification.distributions import quantiles, rank_histogram
 from xscalemixer.verification.events import brier, fss, reliability
-from xscalemixer.verification.score import score
+from xscalemixer.verification.score import rescore, score
 from xscalemixer.verification.spectra import power_spectrum
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "quantiles",
     "rank_histogram",
     "reliability",
+    "rescore",
     "score",
 ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
-from operator import and_
 from typing import Literal
 
 import numpy as np
@@ -40,22 +38,52 @@ _AnyGrid = Grid | CurvilinearGrid
 
 @dataclass(frozen=True)
 class Aligned:
-    """One forecast beside its truth, in canonical units.
+    """One forecast beside its truth, in canonical units; lazy where the inputs are.
 
     Attributes
     ----------
     forecast : xr.Dataset
         Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, or ``(..., y, x)`` or ``(..., station)``.
-    truth, climatology : xr.Dataset
-        The same without ``member``, at the valid times of the forecast; NaN where there is none. No climatology: None.
+    analysis : xr.Dataset
+        The truth at the valid times that it has, dims ``(time, [level], ...)``.
+    position : xr.DataArray
+        Where the truth of each start and lead time is along ``time``, dims ``(reference_time, lead_time)``; -1 where there is
+        none.
+    normal : xr.Dataset or None
+        The climatology by ``hour`` and ``dayofyear``.
     area : xr.DataArray
         Weights: cell areas in m2, from half-cell bounds of the grid before it was cropped; at stations 1 each.
     """
 
     forecast: xr.Dataset
-    truth: xr.Dataset
-    climatology: xr.Dataset | None
+    analysis: xr.Dataset
+    position: xr.DataArray
+    normal: xr.Dataset | None
     area: xr.DataArray
+
+    @property
+    def truth(self) -> xr.Dataset:
+        """The truth with the dims of the forecast but ``member``; NaN where there is none."""
+        analysis = self.analysis
+        if _is_lazy(self.forecast) and not _is_lazy(analysis):
+            analysis = analysis.chunk(time=24)  # else dask would cut the forecast to one chunk
+        picked = analysis.isel(time=self.position.drop_vars(self.position.coords)).drop_vars("time", errors="ignore")
+        return _in_chunks_of(self.forecast, _known(picked, self.position))
+
+    @property
+    def climatology(self) -> xr.Dataset | None:
+        """The climatology at the valid times, with the dims of ``truth``."""
+        if self.normal is None:
+            return None
+        normal = self.normal
+        if _is_lazy(self.forecast) and not _is_lazy(normal):
+            normal = normal.chunk(dayofyear=1)
+        return _in_chunks_of(self.forecast, at_valid_times(normal, _times_of(self.position)))
+
+    def part(self, **spans: slice) -> Aligned:
+        """Some starts and lead times: only the truth at their valid times comes along, so that a graph of a part is small."""
+        position, used = _used(self.position.isel(spans))
+        return replace(self, forecast=self.forecast.isel(spans), analysis=self.analysis.isel(time=used), position=position)
 
 
 def align(
@@ -110,14 +138,15 @@ def align(
     forecasts = {name: _forecast_fields(ds, schema, at_points, report, name) for name, ds in forecasts.items()}
     analysis = _translated(analysis, schema, report, "truth", ("time",))
     report.raise_errors("these datasets cannot be compared")
-    forecasts, analysis = _common_times(forecasts, analysis, report)
+    forecasts, analysis, position = _common_times(forecasts, analysis, report)
     parts = {**forecasts, "truth": analysis}
     if climatology is not None:
         parts["climatology"] = _check_climatology(climatology, schema, at_points)
+        _days_of(climatology, _times_of(position))
     parts, area = _common_cells(parts, grid, report) if places is None else _common_stations(parts, places, schema.names, report)
     parts, area = _crop(parts, area, region)
-    aligned = {name: _beside(parts[name], parts["truth"], parts.get("climatology"), area) for name in forecasts}
-    return _on_shared_reports(aligned) if at_points else aligned, report
+    beside = parts["truth"], position, parts.get("climatology"), area
+    return {name: Aligned(_whole_members(parts[name]), *beside) for name in forecasts}, report
 
 
 def read_analysis(ds: xr.Dataset | pd.DataFrame, variables: Iterable[str] | None = None) -> tuple[xr.Dataset, Report]:
@@ -314,11 +343,30 @@ def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report
         report.warn("times", "one start only: these scores are one sample and carry no uncertainty")
     keep = shared.isel(reference_time=starts, lead_time=hours)
     place = xr.DataArray(place[starts][:, hours], keep.coords, ("reference_time", "lead_time"))
-    used, index = np.unique(place.values[place.values >= 0], return_inverse=True)
+    position, used = _used(place)
+    forecasts = {name: ds.isel(_places(ds, keep)) for name, ds in forecasts.items()}
+    return forecasts, analysis.isel(time=used), position
+
+
+def _used(place: xr.DataArray) -> tuple[xr.DataArray, slice | np.ndarray]:
+    """The times that are used at all, and the places among these; -1 stays."""
+    found = place.values >= 0
+    used, index = np.unique(place.values[found], return_inverse=True)
     position = np.full(place.shape, -1)
-    position[place.values >= 0] = index
-    forecasts = {name: ds.sel(keep.coords) for name, ds in forecasts.items()}
-    return forecasts, analysis.isel(time=used).assign_coords(position=place.copy(data=position))
+    position[found] = index
+    return place.copy(data=position), _span_of(used)
+
+
+def _places(ds: xr.Dataset, keep: xr.Dataset) -> dict[str, slice | np.ndarray]:
+    """Where the starts and lead times to be kept are."""
+    return {dim: _span_of(pd.Index(ds[dim].values).get_indexer(keep[dim].values)) for dim in ("reference_time", "lead_time")}
+
+
+def _span_of(index: np.ndarray) -> slice | np.ndarray:
+    """The same positions as a slice, if they are successive: of a list of positions dask makes one task for each chunk."""
+    if index.size and np.array_equal(index, np.arange(index[0], index[0] + index.size)):
+        return slice(int(index[0]), int(index[0]) + index.size)
+    return index
 
 
 def _valid(ds: xr.Dataset) -> np.ndarray:
@@ -389,16 +437,6 @@ def _common_stations(
     known = places.sel(station=shared).coords
     parts = {name: ds.assign_coords(known) for name, ds in zip(moved, aligned, strict=True)}
     return parts, xr.DataArray(np.ones(shared.size), {"station": shared.values}, "station")
-
-
-def _on_shared_reports(aligned: dict[str, Aligned]) -> dict[str, Aligned]:
-    """Truth only where all models have a value: models are compared on the same reports."""
-    if len(aligned) == 1:
-        return aligned
-    has = lambda one, name: one.forecast[name].notnull().all([dim for dim in ("member",) if dim in one.forecast[name].dims])
-    shared = {name: reduce(and_, (has(one, name) for one in aligned.values())) for name in next(iter(aligned.values())).truth}
-    masked = lambda one: one.truth.assign({name: array.where(shared[name]) for name, array in one.truth.items()})
-    return {model: replace(one, truth=masked(one)) for model, one in aligned.items()}
 
 
 def _target(grids: Mapping[str, _AnyGrid], choice: CommonGrid) -> _AnyGrid:
@@ -480,14 +518,13 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
         return ds
     if _same_lattice(source, target):
         (rows, at_rows), (columns, at_columns) = _matches(source, target)
-        picked = ds.isel(latitude=rows, longitude=columns)
+        picked = ds.isel(latitude=_span_of(rows), longitude=_span_of(columns))
         cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
         return picked.assign_coords({dim: (dim, values, ds[dim].attrs) for dim, values in cells.items()})
     regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")
     report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}")
     covered = regridder.covered
-    extra = [dim for dim in ("position",) if dim in ds.coords]
-    moved = regrid(ds.drop_vars(extra), regridder).assign_coords({dim: ds[dim] for dim in extra})
+    moved = regrid(ds, regridder)
     return moved.isel(latitude=covered.any(axis=1), longitude=covered.any(axis=0))
 
 
@@ -518,19 +555,8 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     return {name: ds.isel(keep) for name, ds in parts.items()}, area.where(inside.variable, 0.0).isel(keep)
 
 
-def _beside(forecast: xr.Dataset, analysis: xr.Dataset, climatology: xr.Dataset | None, area: xr.DataArray) -> Aligned:
-    """Truth and climatology at the valid times of one forecast, in its chunks: else dask would cut the forecast to theirs."""
-    position, analysis = analysis["position"], analysis.drop_vars("position")
-    if _is_lazy(forecast):
-        forecast = forecast.chunk(member=-1) if "member" in forecast.dims else forecast
-        analysis = analysis if _is_lazy(analysis) else analysis.chunk(time=24)
-        if climatology is not None and not _is_lazy(climatology):
-            climatology = climatology.chunk(dayofyear=1)
-    truth = analysis.isel(time=position.drop_vars(position.coords)).drop_vars("time", errors="ignore")
-    if climatology is not None:
-        valid = xr.DataArray(_valid(position), position.coords, position.dims).where(position >= 0)
-        climatology = _in_chunks_of(forecast, at_valid_times(climatology, valid).assign_coords(position.coords))
-    return Aligned(forecast, _in_chunks_of(forecast, _known(truth, position)), climatology, area)
+def _whole_members(forecast: xr.Dataset) -> xr.Dataset:
+    return forecast.chunk(member=-1) if _is_lazy(forecast) and "member" in forecast.dims else forecast
 
 
 def _known(ds: xr.Dataset, position: xr.DataArray) -> xr.Dataset:
@@ -548,6 +574,11 @@ def _is_lazy(ds: xr.Dataset) -> bool:
     return any(array.chunks is not None for array in ds.values())
 
 
+def _times_of(position: xr.DataArray) -> xr.DataArray:
+    """Valid times of all starts and leads; NaT where there is no truth."""
+    return xr.DataArray(_valid(position), position.coords, position.dims).where(position >= 0)
+
+
 def at_valid_times(climatology: xr.Dataset, valid: xr.DataArray) -> xr.Dataset:
     """The climatology at valid times of any shape; NaN where these are NaT.
 
@@ -555,6 +586,20 @@ def at_valid_times(climatology: xr.Dataset, valid: xr.DataArray) -> xr.Dataset:
     ------
     TimeError
         If it lacks an hour or a day of year.
+    """
+    known = valid.notnull()
+    index = _days_of(climatology, valid)
+    picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore").assign_coords(valid.coords)
+    return picked if known.all() else picked.where(known.variable)
+
+
+def _days_of(climatology: xr.Dataset, valid: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Where the hour and the day of year of each valid time are in a climatology.
+
+    Raises
+    ------
+    TimeError
+        If one is not in it.
     """
     known = valid.notnull()
     index, problems = {}, []
@@ -570,5 +615,4 @@ def at_valid_times(climatology: xr.Dataset, valid: xr.DataArray) -> xr.Dataset:
         raise TimeError(
             "this climatology does not cover the valid times", [f"{p}. Make one from a longer archive" for p in problems]
         )
-    picked = climatology.isel(index).drop_vars([*index, "samples"], errors="ignore").assign_coords(valid.coords)
-    return picked if known.all() else picked.where(known.variable)
+    return index

@@ -35,6 +35,7 @@ spread_skill   :math:`\sqrt{(M + 1) / M}` spread / rmse; 1 if reliable          
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +44,9 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-__all__ = ["METRICS", "ROOTED", "Metric", "average", "crps", "field_means"]
+__all__ = ["CELLWISE", "METRICS", "ROOTED", "Metric", "average", "field_means", "place_sums"]
 
-_BLOCK = 2**18  # cells looked at together: bounds the memory of temporaries
+_BLOCK = 2**18  # values looked at together: bounds the memory of temporaries
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Metric:
     Attributes
     ----------
     means : tuple of str
-        Area means it is made of, see `field_means` and `crps`.
+        Area means it is made of, see `field_means`.
     finish : callable
         ``finish(averages)``, with one DataArray for each of the area means, and ``members``.
     units : "same", "square" or "1"
@@ -98,6 +99,7 @@ METRICS: Mapping[str, Metric] = {
     "spread_skill": Metric(("mse", "variance"), _spread_skill, units="1", needs="members"),
 }
 ROOTED = ("mse", "activity", "truth_activity", "variance")
+CELLWISE = ("bias", "mae", "mse", "variance", "crps", "crps_fair")  # what a single cell has; the others need a field
 
 
 def average(mean: xr.DataArray, name: str, average_over: Callable[[xr.DataArray], xr.DataArray], root: str) -> xr.DataArray:
@@ -113,13 +115,14 @@ def field_means(
     truth: xr.DataArray,
     area: xr.DataArray,
     climatology: xr.DataArray | None = None,
-) -> dict[str, xr.DataArray]:
+) -> xr.DataArray:
     """Area means of each field, all in one pass over the data; lazy where these are.
 
     Parameters
     ----------
     names : tuple of str
-        Of "bias", "mae", "mse", "correlation", "variance", and with a climatology "acc", "activity", "truth_activity".
+        Of "bias", "mae", "mse", "correlation", "variance", "crps", "crps_fair", and with a climatology "acc", "activity",
+        "truth_activity".
     forecast : xr.DataArray
         With the dims of ``truth``, and ``member`` or not.
     truth, climatology : xr.DataArray
@@ -128,48 +131,82 @@ def field_means(
 
     Returns
     -------
-    dict
-        One DataArray for each name without the horizontal dims; ``share``: the share (0..1) of the area with values; and
-        ``weight``: how much the field counts in averages over fields, 1 on grids and the number of reports at stations, 0
-        where there is no value.
+    xr.DataArray
+        The dims of ``truth`` without those of ``area``, then ``mean``: ``share``, which is the share (0..1) of the area with
+        values; ``weight``, which is how much the field counts in averages over fields, 1 on grids and the number of reports
+        at stations, 0 where there is no value; and the names.
     """
     members = ("member",) if "member" in forecast.dims else ()
     arrays = [forecast, truth, area] + ([climatology] if climatology is not None else [])
     cores = [(*members, *area.dims)] + [area.dims] * (len(arrays) - 1)
     arrays = [array.chunk(dict.fromkeys(core, -1)) if array.chunks else array for array, core in zip(arrays, cores, strict=True)]
     names = ("share", "weight", *names)
-    means = xr.apply_ufunc(
-        partial(_means, names, bool(members), area.ndim),
+    return xr.apply_ufunc(
+        partial(_means, names, bool(members)),
         *arrays,
         input_core_dims=cores,
         output_core_dims=[("mean",)],
         dask="parallelized",
         dask_gufunc_kwargs={"output_sizes": {"mean": len(names)}},
         output_dtypes=[np.float64],
-    )
-    return {name: means.isel(mean=i) for i, name in enumerate(names)}
+    ).assign_coords(mean=list(names))
 
 
-def _means(names: tuple[str, ...], has_members: bool, ndim: int, forecast, truth, area, climatology=None) -> np.ndarray:
-    """Fields of shape (..., [M], *places) and (..., *places) to means of shape (..., len(names)), a block of fields at a time."""
-    kept = has_members + ndim
-    lead = np.broadcast_shapes(truth.shape[:-ndim], forecast.shape[:-kept])
+def place_sums(
+    names: tuple[str, ...], forecast: xr.DataArray, truth: xr.DataArray, valid: xr.DataArray, cells: tuple[str, ...], root: str
+) -> xr.DataArray:
+    """Sums over the starts of what `CELLWISE` names at each cell, and how many values there were; lazy where the data are.
 
-    def flat(array: np.ndarray, kept: int) -> np.ndarray:
-        """Shape (N, [M], places)."""
-        own = array.shape[-kept:]
-        return np.broadcast_to(array, lead + own).reshape(-1, *own[: kept - ndim], area.size)
+    Parameters
+    ----------
+    names : tuple of str
+        Of `CELLWISE`.
+    forecast : xr.DataArray
+        With the dims of ``truth``, and ``member`` or not.
+    truth : xr.DataArray
+    valid : xr.DataArray
+        True where a value counts; the dims of ``truth``.
+    cells : tuple of str
+        Horizontal dims.
+    root : "after" or "before"
+        Sum squared quantities, or their roots.
 
-    forecast, truth = flat(forecast, kept), flat(truth, ndim)
-    climatology = None if climatology is None else flat(climatology, ndim)
+    Returns
+    -------
+    xr.DataArray
+        The dims of ``truth`` without ``reference_time``, then ``mean``: the names, and ``count``.
+    """
+    members = ("member",) if "member" in forecast.dims else ()
+    plain = ("reference_time", *cells)
+    cores = [("reference_time", *members, *cells), plain, plain]
+    arrays = [forecast, truth, valid]
+    arrays = [array.chunk(dict.fromkeys(core, -1)) if array.chunks else array for array, core in zip(arrays, cores, strict=True)]
+    return xr.apply_ufunc(
+        partial(_sums, names, bool(members), root, len(cells)),
+        *arrays,
+        input_core_dims=cores,
+        output_core_dims=[(*cells, "mean")],
+        dask="parallelized",
+        dask_gufunc_kwargs={"output_sizes": {"mean": len(names) + 1}},
+        output_dtypes=[np.float64],
+    ).assign_coords(mean=[*names, "count"])
+
+
+def _means(names: tuple[str, ...], has_members: bool, forecast, truth, area, climatology=None) -> np.ndarray:
+    """Fields of shape (..., [M], *cells) and (..., *cells) to means of shape (..., len(names)), a block of fields at a time."""
+    lead = np.broadcast_shapes(truth.shape[: -area.ndim], forecast.shape[: -area.ndim - has_members])
+    flat = lambda array: np.broadcast_to(array, lead + area.shape).reshape(-1, area.size)
+    members = forecast.shape[-area.ndim - 1] if has_members else 1
+    forecast = np.broadcast_to(forecast, lead + (members,) * has_members + area.shape).reshape(-1, members, area.size)
+    stations = area.size if area.ndim == 1 else None
+    truth, area, climatology = flat(truth), area.ravel(), None if climatology is None else flat(climatology)
     out = np.empty((len(truth), len(names)))
-    step = max(1, _BLOCK // max(1, forecast[:1].size))
+    step = max(1, _BLOCK // max(1, members * area.size))
     for start in range(0, len(truth), step):
         block = slice(start, start + step)
-        fields = forecast[block].astype("f8"), truth[block].astype("f8")
         background = None if climatology is None else climatology[block].astype("f8")
-        means = _block_means(*fields, area.ravel(), background, has_members)
-        means["weight"] = partial(_field_weight, means["share"](), area.size if ndim == 1 else None)
+        means = _block_means(names, forecast[block], truth[block].astype("f8"), area, background)
+        means["weight"] = partial(_field_weight, means["share"](), stations)
         out[block] = np.stack([means[name]() for name in names], axis=-1)
     return out.reshape(*lead, len(names))
 
@@ -178,24 +215,37 @@ def _field_weight(share: np.ndarray, stations: int | None) -> np.ndarray:
     return np.where(share > 0, 1.0, 0.0) if stations is None else np.round(share * stations)
 
 
-def _block_means(forecast, truth, area, climatology, has_members: bool) -> dict[str, Callable[[], np.ndarray]]:
+def _sums(names: tuple[str, ...], has_members: bool, root: str, number: int, forecast, truth, valid) -> np.ndarray:
+    """Fields (..., R, [M], *cells) and (..., R, *cells), with ``number`` dims of cells, to sums (..., *cells, len(names) + 1)."""
+    cells, starts, lead = truth.shape[-number:], truth.shape[-number - 1], truth.shape[: -number - 1]
+    members, size = forecast.shape[-number - 1] if has_members else 1, int(np.prod(cells))
+    forecast = forecast.reshape(-1, starts, members, size)
+    truth, valid = truth.reshape(-1, starts, size), valid.reshape(-1, starts, size)
+    out = np.zeros((len(truth), size, len(names) + 1))
+    step = max(1, _BLOCK // max(1, members * size))
+    for field, start in itertools.product(range(len(truth)), range(0, starts, step)):
+        block = field, slice(start, start + step)
+        values = _cell_values(names, forecast[block], truth[block].astype("f8"))
+        for i, name in enumerate(names):
+            value = np.sqrt(values[name]) if root == "before" and name in ROOTED else values[name]
+            out[field, :, i] += np.where(valid[block], value, 0.0).sum(axis=0)
+        out[field, :, -1] += valid[block].sum(axis=0)
+    return out.reshape(*lead, *cells, len(names) + 1)
+
+
+def _block_means(names, forecast, truth, area, climatology) -> dict[str, Callable[[], np.ndarray]]:
     """One function for each area mean, so that only what is asked for is computed."""
-    center = forecast.mean(axis=1) if has_members else forecast
-    valid = np.isfinite(center) & np.isfinite(truth)
+    cells = _cell_values(tuple(name for name in names if name in CELLWISE), forecast, truth)
+    valid = np.isfinite(cells["bias"])
     mean, share = _weighted_mean(valid, area)
-    error = center - truth
-    out = {
-        "share": lambda: share,
-        "bias": lambda: mean(error),
-        "mae": lambda: mean(np.abs(error)),
-        "mse": lambda: mean(error**2),
-        "correlation": lambda: _correlation(_centered(center, mean), _centered(truth, mean), mean),
-        "variance": lambda: mean(forecast.var(axis=1, ddof=1)) if has_members else np.full(len(truth), np.nan),
-    }
+    out = {name: partial(mean, values) for name, values in cells.items()}
+    out["share"] = lambda: share
+    out["correlation"] = lambda: _correlation(_centered(truth + cells["bias"], mean), _centered(truth, mean), mean)
     if climatology is None:
         return out
     known, _ = _weighted_mean(valid & np.isfinite(climatology), area)
-    anomaly, truth_anomaly = center - climatology, truth - climatology
+    truth_anomaly = truth - climatology
+    anomaly = truth_anomaly + cells["bias"]
     return out | {
         "acc": lambda: _correlation(anomaly, truth_anomaly, known),
         "activity": lambda: known(_centered(anomaly, known) ** 2),
@@ -203,14 +253,55 @@ def _block_means(forecast, truth, area, climatology, has_members: bool) -> dict[
     }
 
 
+def _cell_values(names: tuple[str, ...], forecast: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Quantities of `CELLWISE` and in any case the bias; (N, M, cells) and (N, cells), float64, to (N, cells) each.
+
+    Members enter as their difference to the truth, which changes nothing but the rounding. They are looked at in blocks of
+    cells, so that memory does not grow with their number.
+    """
+    members, cells = forecast.shape[1:]
+    names = tuple(dict.fromkeys(("bias", *names)))
+    if members == 1:
+        return _of_errors(names, forecast - truth[:, None])
+    step = max(1, _BLOCK // (len(forecast) * members))
+    blocks = [slice(start, start + step) for start in range(0, cells, step)]
+    parts = [_of_errors(names, forecast[..., block] - truth[:, None, block]) for block in blocks]
+    return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in names}
+
+
+def _of_errors(names: tuple[str, ...], errors: np.ndarray) -> dict[str, np.ndarray]:
+    r"""Quantities of `CELLWISE` from the errors of the members, (N, M, cells) to (N, cells).
+
+    With the errors in ascending order, :math:`\sum_{ij} |x_i - x_j| / 2 = \sum_i (2 i - M - 1) x_i`: as many operations as
+    sorting takes, not the square of the number of members.
+    """
+    members = errors.shape[1]
+    error = errors.mean(axis=1) if members > 1 else errors[:, 0]
+    out = {"bias": error}
+    if "mae" in names:
+        out["mae"] = np.abs(error)
+    if "mse" in names:
+        out["mse"] = error**2
+    if "variance" in names:
+        out["variance"] = errors.var(axis=1, ddof=1) if members > 1 else np.full_like(error, np.nan)
+    if "crps" in names or "crps_fair" in names:
+        rank = 2.0 * np.arange(members) - (members - 1)
+        pairs = np.einsum("m,nmc->nc", rank, np.sort(errors, axis=1))
+        distance = np.abs(errors).mean(axis=1)
+        out["crps"] = distance - pairs / members**2
+        out["crps_fair"] = distance - pairs / (members * (members - 1)) if members > 1 else np.full_like(error, np.nan)
+    return {name: out[name] for name in names}
+
+
 def _weighted_mean(valid: np.ndarray, area: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-    """A function that averages over valid places, (N, P) -> (N,), NaN where there is none; and their share of the area."""
+    """A function that averages over valid cells, (N, cells) -> (N,), NaN where there is none; and their share of the area."""
+    if valid.all():
+        weights = area / area.sum()
+        return lambda values: np.einsum("nc,c->n", values, weights), np.ones(len(valid))
     weights = np.where(valid, area, 0.0)
     total = weights.sum(axis=-1)
     weights /= np.where(total > 0, total, np.nan)[:, None]
-    everywhere = valid.all()
-    mean = lambda values: np.einsum("np,np->n", values if everywhere else np.where(valid, values, 0.0), weights)
-    return mean, total / area.sum()
+    return lambda values: np.einsum("nc,nc->n", np.where(valid, values, 0.0), weights), total / area.sum()
 
 
 def _centered(values: np.ndarray, mean: Callable) -> np.ndarray:
@@ -220,27 +311,3 @@ def _centered(values: np.ndarray, mean: Callable) -> np.ndarray:
 def _correlation(one: np.ndarray, other: np.ndarray, mean: Callable) -> np.ndarray:
     scale = np.sqrt(mean(one**2) * mean(other**2))
     return mean(one * other) / np.where(scale > 0, scale, np.nan)
-
-
-def crps(forecast: xr.DataArray, truth: xr.DataArray, area: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Area means of the plain and the fair CRPS of each field, by `scores.probability.crps_for_ensemble`.
-
-    A cell where any member is missing does not count. Members enter as their difference to the truth, which changes nothing
-    but the rounding: pressures in float32 would lose it all.
-
-    Returns
-    -------
-    dict
-        "crps", and "crps_fair" (NaN for one member).
-    """
-    from scores.probability import crps_for_ensemble
-
-    error = (forecast - truth).astype("f8")
-    error = error.where(error.notnull().all("member"))
-    kept = [dim for dim in truth.dims if dim not in area.dims]
-    keywords = {"weights": area, "preserve_dims": kept, "include_components": True}
-    parts = crps_for_ensemble(error, xr.zeros_like(error.isel(member=0, drop=True)), "member", **keywords)
-    plain, spread = (parts.sel(component=name, drop=True) for name in ("total", "spread"))
-    number = forecast.sizes["member"]
-    # the spread terms differ by the factor M / (M - 1)
-    return {"crps": plain, "crps_fair": plain - spread / (number - 1) if number > 1 else plain * np.nan}

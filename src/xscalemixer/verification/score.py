@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from os import PathLike
 from typing import Literal
 
 import numpy as np
@@ -11,21 +14,42 @@ import xarray as xr
 from xscalemixer.errors import InputError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.verification.alignment import Aligned, CommonGrid, Region, align
-from xscalemixer.verification.bootstrap import block_length, resampled_counts
-from xscalemixer.verification.metrics import METRICS, average, crps, field_means
+from xscalemixer.verification.bootstrap import block_length, resampled_counts, segment_lengths
+from xscalemixer.verification.evaluation import Storage, area_means, open_means, sums_at_places
+from xscalemixer.verification.metrics import CELLWISE, METRICS, ROOTED, average
 
-__all__ = ["score"]
+__all__ = ["rescore", "score"]
 
-_BY = ("variable", "lead_time", "reference_time")
+_BY = ("variable", "lead_time", "reference_time", "place")
 _ORDER = ("metric", "lead_time", "reference_time", "level", "model")
 _ONE = "forecast"
 _INTERVAL = (0.025, 0.975)
-_Means = dict[str, xr.Dataset]  # area mean -> variables with dims (model, reference_time, lead_time, [level])
 
 
+def _for_each_truth(function: Callable) -> Callable:
+    """Let ``truth`` be a tree: a tree of scores comes back, with the same names of nodes."""
+
+    @wraps(function)
+    def over_tree(forecast, truth, **options):
+        if not isinstance(truth, xr.DataTree):
+            return function(forecast, truth, **options)
+        if options.get("to") is not None:
+            problem = (
+                "to= keeps the area means of one truth; score the nodes one by one: xsm.score(fc, tree['name'].to_dataset())"
+            )
+            raise InputError("these scores cannot be computed", [problem])
+        nodes = {node.path: node.to_dataset() for node in truth.subtree if node.data_vars}
+        if not nodes:
+            raise SchemaError("these scores cannot be computed", ["truth is a tree without data; needed a Dataset in some node"])
+        return xr.DataTree.from_dict({path: function(forecast, ds, **options) for path, ds in nodes.items()}, name=truth.name)
+
+    return over_tree
+
+
+@_for_each_truth
 def score(
     forecast: xr.Dataset | Mapping[str, xr.Dataset],
-    truth: xr.Dataset,
+    truth: xr.Dataset | xr.DataTree,
     *,
     climatology: xr.Dataset | None = None,
     skill_against: str | None = None,
@@ -38,15 +62,21 @@ def score(
     draws: int = 1000,
     block: int | None = None,
     seed: int = 0,
-) -> xr.Dataset:
+    to: str | PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    memory: str | int = "1 GiB",
+    progress: bool | None = None,
+) -> xr.Dataset | xr.DataTree:
     """Score forecasts against gridded truth.
 
     Parameters
     ----------
     forecast : Dataset or dict of Dataset
         A forecast of any system in any layout, or several by name, which are then compared on the fields that all have.
-    truth : Dataset
-        Fields at valid times, in any layout; found for each start and lead time.
+    truth : Dataset or DataTree
+        Fields at valid times, in any layout; found for each start and lead time. A tree of several truths gives a tree of
+        scores.
     climatology : Dataset, optional
         From `xscalemixer.climatology`; needed for ``acc``, ``activity`` and ``truth_activity``.
     skill_against : str, optional
@@ -56,7 +86,9 @@ def score(
     region : (north, west, south, east), optional
         Degrees; cells whose centers lie inside count.
     by : iterable of str
-        Of "variable" (always), "lead_time" and "reference_time"; the scores are averages over what is not named.
+        Of "variable" (always), "lead_time", "reference_time" and "place"; the scores are averages over what is not named.
+        With "place" each cell has scores of its own, over starts; metrics of whole fields (correlation, acc, activity) and
+        intervals are then not to be had, and the result must fit into memory.
     metrics : iterable of str, optional
         See `xscalemixer.verification.metrics`; default: all that the data allow, except ``mse``. ``count``, the number of
         fields that were averaged, comes with them.
@@ -68,15 +100,25 @@ def score(
         Take the root of squared errors (and spreads and activities) after averaging over fields, or of each field before.
     draws, block, seed : int
         Of the paired block bootstrap: resamples, successive starts drawn together (default: the cube root of their number,
-        rounded up), and the seed of the random numbers.
+        rounded up; never across a gap between starts), and the seed of the random numbers.
+    to : path, optional
+        Keep the area means of all fields in this Zarr store, batch by batch of starts. A killed run goes on with
+        ``resume=True``; `xscalemixer.rescore` makes other scores from the store without reading the data again.
+    resume, overwrite : bool
+        Go on with, or replace, an existing store at ``to``.
+    memory : str or int
+        Bound for the fields of one batch, see `xscalemixer.verification.evaluation`.
+    progress : bool, optional
+        Show a progress bar; default: only in a terminal or notebook.
 
     Returns
     -------
     Dataset
-        One variable for each scored variable, in float64, dims ``(metric, lead_time, [reference_time], [level], [model])``;
+        One variable for each scored variable, in float64, dims ``(metric, lead_time, [reference_time], [level], [model])``, and
+        with "place" those of the cells;
         ``dimensionless(metric)`` tells which metrics have units of 1, the others have those of the variable (``mse``:
         squared). The attribute ``report`` says what was aligned, converted and left out. The data are read in one pass,
-        chunk by chunk if they are lazy; the scores themselves are in memory.
+        by the workers of an active client of dask.distributed if they are lazy; the scores themselves are in memory.
 
     Raises
     ------
@@ -88,101 +130,204 @@ def score(
     Formulas: `xscalemixer.verification.metrics`; resampling: `xscalemixer.verification.bootstrap`.
     """
     forecasts = dict(forecast) if isinstance(forecast, Mapping) and not isinstance(forecast, xr.Dataset) else {_ONE: forecast}
-    by = tuple([by] if isinstance(by, str) else by)
-    chosen = None if metrics is None else tuple([metrics] if isinstance(metrics, str) else metrics)
-    _check(forecasts, climatology, skill_against, by, chosen, root, draws, block)
+    by, asked = _names(by), None if metrics is None else _names(metrics)
+    problems = _settings_problems(by, asked, root, draws, block) + _model_problems(forecasts, skill_against, by)
+    problems += _metric_problems(asked, climatology, by) + _storage_problems(to, resume, overwrite, by)
+    if problems:
+        raise InputError("these scores cannot be computed", problems)
     aligned, report = align(forecasts, truth, climatology=climatology, variables=variables, grid=grid, region=region)
-    chosen = _choose(chosen, aligned, report)
-    means = _compute(aligned, chosen, report)
-    averaged = [dim for dim in ("reference_time", "lead_time") if dim not in by]
-    members = xr.DataArray([_members(a) for a in aligned.values()], {"model": list(aligned)}, dims="model")
-    scores = _scores(means, chosen, members, lambda field: _mean(field, means["weight"], averaged), root)
-    if skill_against is not None:
-        spread = _draws(means, chosen, members, averaged, root, draws, block, seed, report)
-        scores |= _compared(scores, spread, skill_against)
-    scores["count"] = means["weight"].sum(averaged)
-    out = _assemble(scores, aligned)
-    attrs = {"title": "scores", "root": f"{root} averaging", "region": "all" if region is None else str(tuple(region))}
-    out = out.assign_attrs(attrs | {"averaged_over": ", ".join(averaged) or "nothing", "report": repr(report)})
+    members = {name: one.forecast.sizes.get("member", 1) for name, one in aligned.items()}
+    chosen = _choose(asked, members, climatology is not None, by, report)
+    names = tuple(dict.fromkeys(name for metric in chosen for name in METRICS[metric].means))
+    attrs = {"region": "all" if region is None else str(tuple(region))}
+    run = {"memory": memory, "report": report, "progress": progress}
+    if "place" in by:
+        sums = sums_at_places(aligned, names, by=by, root=root, **run)
+        out = _finish_places(sums, chosen, members, _described(aligned), by, skill_against, root, report)
+        out.attrs |= attrs
+    else:
+        storage = None if to is None else Storage(to, resume, overwrite)
+        means = area_means(aligned, names, attrs=attrs, storage=storage, **run)
+        out = _finish(means, chosen, by, skill_against, root, draws, block, seed)
     return out.isel(model=0, drop=True) if list(forecasts) == [_ONE] else out
 
 
-def _check(forecasts, climatology, skill_against, by, metrics, root, draws, block) -> None:
+def rescore(
+    store: str | PathLike,
+    *,
+    skill_against: str | None = None,
+    by: Iterable[str] = ("variable", "lead_time"),
+    metrics: Iterable[str] | None = None,
+    root: Literal["after", "before"] = "after",
+    draws: int = 1000,
+    block: int | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Other scores from area means that `score` kept; the data are not read again.
+
+    Parameters
+    ----------
+    store : path
+        Given as ``to=`` to `score`.
+    skill_against, by, metrics, root, draws, block, seed
+        As for `score`, but for "place"; only metrics whose area means are in the store.
+
+    Returns
+    -------
+    Dataset
+        As `score` returns it.
+
+    Raises
+    ------
+    InputError
+        If the store is not complete, or lacks what a metric needs.
+    """
+    means = open_means(store)
+    by, asked = _names(by), None if metrics is None else _names(metrics)
+    held = set(means["mean"].values)
+    models = dict.fromkeys(means["model"].values)
+    problems = _settings_problems(by, asked, root, draws, block) + _model_problems(models, skill_against, by)
+    if "place" in by:
+        problems.append("by='place'; the store has area means. Type xsm.score(forecast, truth, by=...)")
+    lost = [name for name in asked or () if name in METRICS and not set(METRICS[name].means) <= held]
+    if lost:
+        problems.append(f"{', '.join(lost)} cannot be had from the area means {', '.join(sorted(held - {'share', 'weight'}))}")
+    if problems:
+        raise InputError("these scores cannot be computed", problems)
+    members = dict(zip(models, means["members"].values, strict=True))
+    chosen = _choose(asked, members, "acc" in held, by, Report(""))
+    chosen = tuple(name for name in chosen if set(METRICS[name].means) <= held)
+    out = _finish(means, chosen, by, skill_against, root, draws, block, seed)
+    return out.isel(model=0, drop=True) if list(models) == [_ONE] else out
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _settings_problems(by, metrics, root, draws, block) -> list[str]:
     problems = [f"by={name!r}; needed some of {', '.join(_BY)}" for name in by if name not in _BY]
+    if {"place", "reference_time"} <= set(by):
+        problems.append("by= has 'place' and 'reference_time': these are the errors themselves; leave one of them out")
     unknown = [name for name in metrics or () if name not in METRICS]
     problems += [f"metric {name!r} is unknown; known are {', '.join(METRICS)}" for name in unknown]
-    bare = [name for name in metrics or () if name in METRICS and METRICS[name].needs == "climatology" and climatology is None]
-    if bare:
-        problems.append(f"{', '.join(bare)}: no climatology. Type climatology=xsm.climatology(archive), from a long archive")
-    if not forecasts:
-        problems.append("no forecast in the dict; needed at least one")
-    if skill_against is not None and skill_against not in forecasts:
-        problems.append(f"skill_against={skill_against!r} is not one of the forecasts: {', '.join(forecasts)}")
-    elif skill_against is not None and "reference_time" in by:
-        problems.append("skill_against needs averages over starts; leave 'reference_time' out of by=")
     if root not in ("after", "before"):
         problems.append(f"root={root!r}; needed 'after' or 'before'")
     if draws < 1 or (block is not None and block < 1):
         problems.append(f"draws={draws} and block={block}; needed at least 1 each")
-    if problems:
-        raise InputError("these scores cannot be computed", problems)
+    return problems
 
 
-def _members(aligned: Aligned) -> int:
-    return aligned.forecast.sizes.get("member", 1)
+def _model_problems(models, skill_against, by) -> list[str]:
+    problems = [] if models else ["no forecast in the dict; needed at least one"]
+    if skill_against is not None and skill_against not in models:
+        problems.append(f"skill_against={skill_against!r} is not one of the forecasts: {', '.join(models)}")
+    elif skill_against is not None and "reference_time" in by:
+        problems.append("skill_against needs averages over starts; leave 'reference_time' out of by=")
+    return problems
 
 
-def _choose(metrics: tuple[str, ...] | None, aligned: Mapping[str, Aligned], report: Report) -> tuple[str, ...]:
+def _metric_problems(metrics, climatology, by) -> list[str]:
+    known = [name for name in metrics or () if name in METRICS]
+    bare = [name for name in known if METRICS[name].needs == "climatology" and climatology is None]
+    problems = []
+    if bare:
+        problems.append(f"{', '.join(bare)}: no climatology. Type climatology=xsm.climatology(archive), from a long archive")
+    spatial = [name for name in known if "place" in by and not _is_cellwise(name)]
+    if spatial:
+        problems.append(
+            f"{', '.join(spatial)}: a metric of whole fields, which no single place has; leave out 'place' or this metric"
+        )
+    return problems
+
+
+def _storage_problems(to, resume, overwrite, by) -> list[str]:
+    if to is None and (resume or overwrite):
+        return ["resume and overwrite belong to a store on disk; add to='scores.zarr'"]
+    return (
+        ["to= keeps area means, which scores by 'place' are not made of; leave out one of them"] if to and "place" in by else []
+    )
+
+
+def _is_cellwise(metric: str) -> bool:
+    return set(METRICS[metric].means) <= set(CELLWISE)
+
+
+def _choose(metrics, members: Mapping[str, int], has_climatology: bool, by, report: Report) -> tuple[str, ...]:
     """The metrics that the data allow; those asked for that need members and find one only are an error."""
-    numbers = {name: _members(one) for name, one in aligned.items()}
-    ensemble, has_climatology = max(numbers.values()) > 1, next(iter(aligned.values())).climatology is not None
+    ensemble = max(members.values()) > 1
     if metrics is None:
         allowed = {None} | ({"climatology"} if has_climatology else set()) | ({"members"} if ensemble else set())
         metrics = tuple(name for name, metric in METRICS.items() if metric.needs in allowed and name != "mse")
         metrics = metrics if ensemble else tuple(name for name in metrics if name != "crps")
+        metrics = tuple(name for name in metrics if _is_cellwise(name)) if "place" in by else metrics
     lone = [name for name in metrics if METRICS[name].needs == "members" and not ensemble]
     if lone:
         found = f"one member; {', '.join(lone)} cannot be had from one"
         report.error("member", found, "a forecast with two or more members", "Leave them out of metrics=; crps equals mae")
         report.raise_errors("these scores cannot be computed")
-    single = [name for name, number in numbers.items() if number == 1]
+    single = [name for name, number in members.items() if number == 1]
     if "crps" in metrics and single:
         report.warn("crps", f"one member in {', '.join(single)}: equals the mean absolute error")
     return metrics
 
 
-def _compute(aligned: Mapping[str, Aligned], metrics: tuple[str, ...], report: Report) -> _Means:
-    """Area means of each field of each model, read in one pass; fields that any model lacks count for none."""
-    import dask
-
-    names = tuple(dict.fromkeys(name for metric in metrics for name in METRICS[metric].means))
-    lazy = {model: _field_means(one, names) for model, one in aligned.items()}
-    (computed,) = dask.compute(lazy)
-    models = list(computed)
-    joined = {
-        name: xr.concat([computed[m][name] for m in models], xr.Variable("model", models)) for name in ("share", "weight", *names)
-    }
-    _check_share(joined["share"], report)
-    shared = (joined["share"] > 0).all("model")
-    return {name: mean.where(shared) for name, mean in joined.items()}
+# ------------------------------------------------------------------------------------------------ from area means to scores
 
 
-def _field_means(one: Aligned, names: tuple[str, ...]) -> dict[str, xr.Dataset]:
-    lacks_members = _members(one) == 1
-    forecast = one.forecast.squeeze("member", drop=True) if "member" in one.forecast.dims and lacks_members else one.forecast
-    by_variable = {}
-    for variable, field in forecast.items():
-        truth = one.truth[variable].transpose(*(dim for dim in field.dims if dim != "member"))
-        background = None if one.climatology is None else one.climatology[variable].transpose(*truth.dims)
-        plain = tuple(name for name in names if not name.startswith("crps"))
-        wants_crps = len(plain) < len(names)
-        if lacks_members and wants_crps:
-            plain = tuple(dict.fromkeys((*plain, "mae")))
-        means = field_means(plain, field, truth, one.area, background)
-        if wants_crps:
-            means |= {"crps": means["mae"], "crps_fair": means["mae"] * np.nan} if lacks_members else crps(field, truth, one.area)
-        by_variable[variable] = means
-    return {name: xr.Dataset({v: means[name] for v, means in by_variable.items()}) for name in ("share", "weight", *names)}
+def _finish(means: xr.Dataset, metrics, by, skill_against, root, draws, block, seed) -> xr.Dataset:
+    """Scores from the area means of all fields."""
+    report = Report.from_dict(json.loads(means.attrs["report"]))
+    members, means = means["members"].drop_vars("members"), means.drop_vars("members")
+    share = means.sel(mean="share", drop=True)
+    _check_share(share, report)
+    means = means.where((share > 0).all("model")).sortby("reference_time")  # fields that any model lacks count for none
+    weights = means.sel(mean="weight", drop=True).fillna(0.0)
+    averaged = [dim for dim in ("reference_time", "lead_time") if dim not in by]
+    over = lambda counts: lambda field: field.map(lambda array: _weighted(array, weights[array.name], averaged, counts))
+    scores = _scores(means, metrics, members, over(None), root)
+    if skill_against is not None:
+        counts = _counts(means["reference_time"].values, draws, block, seed, report)
+        errors = tuple(name for name in metrics if METRICS[name].is_error)
+        spread = {} if counts is None else _scores(means, errors, members, over(counts), root)
+        scores |= _compared(scores, spread, skill_against)
+    scores["count"] = weights.sum(averaged)
+    out = _assemble(scores, {name: array.attrs for name, array in means.items()})
+    return _with_attrs(out, averaged, root, report).assign_attrs(region=means.attrs["region"])
+
+
+def _finish_places(sums: xr.Dataset, metrics, members, described, by, skill_against, root, report: Report) -> xr.Dataset:
+    """Scores from the sums over starts at each cell."""
+    number = sums.sel(mean="count", drop=True)
+    means = sums.drop_sel(mean="count") / number.where(number > 0)
+    squared = lambda field, name: field**2 if root == "before" and name in ROOTED else field
+    averages = {name: squared(means.sel(mean=name, drop=True), name) for name in means["mean"].values}
+    averages["members"] = xr.DataArray(list(members.values()), {"model": list(members)}, dims="model")
+    scores = {metric: METRICS[metric].finish(averages) for metric in metrics}
+    if skill_against is not None:
+        report.warn("differences", "no intervals at single places")
+        scores |= {name: s for name, s in _compared(scores, {}, skill_against).items() if not name.endswith(("_low", "_high"))}
+    scores["count"] = number
+    averaged = ["reference_time"] + ["lead_time"] * ("lead_time" not in by)
+    return _with_attrs(_assemble(scores, described), averaged, root, report)
+
+
+def _described(aligned: Mapping[str, Aligned]) -> dict[str, dict]:
+    return {name: array.attrs for name, array in next(iter(aligned.values())).forecast.items()}
+
+
+def _with_attrs(out: xr.Dataset, averaged: list[str], root: str, report: Report) -> xr.Dataset:
+    attrs = {"title": "scores", "root": f"{root} averaging", "averaged_over": ", ".join(averaged) or "nothing"}
+    out.attrs = attrs | {"report": repr(report)}
+    return out
+
+
+def _weighted(array: xr.DataArray, weights: xr.DataArray, dims: list[str], counts: xr.DataArray | None) -> xr.DataArray:
+    """Mean over fields with weights; of each resample, if there are counts of starts."""
+    weights = weights.where(array.notnull(), 0.0)
+    total = (lambda a: a.sum(dims)) if counts is None else (lambda a: xr.dot(counts, a.drop_vars("reference_time"), dim=dims))
+    number = total(weights)
+    return total(array.fillna(0.0) * weights) / number.where(number > 0)
 
 
 def _check_share(share: xr.Dataset, report: Report) -> None:
@@ -202,36 +347,21 @@ def _check_share(share: xr.Dataset, report: Report) -> None:
         )
 
 
-def _scores(means: _Means, metrics: tuple[str, ...], members, average_over: Callable, root: str) -> dict[str, xr.Dataset]:
+def _scores(means: xr.Dataset, metrics: tuple[str, ...], members, average_over: Callable, root: str) -> dict[str, xr.Dataset]:
     names = dict.fromkeys(name for metric in metrics for name in METRICS[metric].means)
-    averages = {name: average(means[name], name, average_over, root) for name in names} | {"members": members}
-    return {metric: METRICS[metric].finish(averages) for metric in metrics}
+    averages = {name: average(means.sel(mean=name, drop=True), name, average_over, root) for name in names}
+    return {metric: METRICS[metric].finish(averages | {"members": members}) for metric in metrics}
 
 
-def _draws(means, metrics, members, averaged, root, draws, block, seed, report) -> dict[str, xr.Dataset]:
-    """Error metrics of resampled starts, with a dim ``draw``; empty where there is one start only."""
-    errors = tuple(name for name in metrics if METRICS[name].is_error)
-    starts = means["share"].sizes["reference_time"]
-    if starts == 1:
-        return {}
-    length = block_length(starts) if block is None else min(block, starts)
-    report.assume("differences", f"95 % intervals from {draws} resamples of {starts} starts in blocks of {length}")
-    counts = resampled_counts(starts, draws, length, seed)
-    ordered = {name: mean.sortby("reference_time") for name, mean in means.items()}
-    weighted = lambda field: field.map(lambda array: _resampled_mean(array, ordered["weight"][array.name], counts, averaged))
-    return _scores(ordered, errors, members, weighted, root)
-
-
-def _mean(field: xr.Dataset, weight: xr.Dataset, dims: list[str]) -> xr.Dataset:
-    """Mean over fields, each with its weight."""
-    total = weight.where(field.notnull()).sum(dims)
-    return (field * weight).sum(dims) / total.where(total > 0)
-
-
-def _resampled_mean(array: xr.DataArray, weight: xr.DataArray, counts: xr.DataArray, dims: list[str]) -> xr.DataArray:
-    array, weight = array.drop_vars("reference_time"), weight.drop_vars("reference_time")
-    number = xr.dot(counts, weight.where(array.notnull(), 0.0), dim=dims)
-    return xr.dot(counts, (array * weight).fillna(0.0), dim=dims) / number.where(number > 0)
+def _counts(starts: np.ndarray, draws: int, block: int | None, seed: int, report: Report) -> xr.DataArray | None:
+    """How often each start is drawn; None where there is one start only."""
+    if starts.size == 1:
+        return None
+    length = block_length(starts.size) if block is None else min(block, starts.size)
+    lengths = segment_lengths(starts)
+    spells = f" within {lengths.size} spells without a gap" if lengths.size > 1 else ""
+    report.assume("differences", f"95 % intervals from {draws} resamples of {starts.size} starts in blocks of {length}{spells}")
+    return resampled_counts(lengths, draws, length, seed)
 
 
 def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset], against: str) -> dict[str, xr.Dataset]:
@@ -249,20 +379,11 @@ def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset],
     return out
 
 
-def _assemble(scores: Mapping[str, xr.Dataset], aligned: Mapping[str, Aligned]) -> xr.Dataset:
-    out = xr.concat(
-        [values.drop_vars("mean", errors="ignore") for values in scores.values()],
-        "metric",
-        coords="minimal",
-        compat="override",
-        join="outer",
-    )
+def _assemble(scores: Mapping[str, xr.Dataset], described: Mapping[str, Mapping]) -> xr.Dataset:
+    out = xr.concat(list(scores.values()), "metric", coords="minimal", compat="override", join="outer")
     bases = [name.split("_difference")[0] for name in scores]
     unitless = [name.endswith("_skill") or name == "count" or (name in METRICS and METRICS[name].units == "1") for name in bases]
-    out = out.assign_coords(metric=list(scores), dimensionless=("metric", unitless)).transpose(*_ORDER, missing_dims="ignore")
-    described = next(iter(aligned.values())).truth
+    out = out.assign_coords(metric=list(scores), dimensionless=("metric", unitless))
     for name, array in out.items():
-        array.attrs = {
-            key: described[name].attrs[key] for key in ("standard_name", "long_name", "units") if key in described[name].attrs
-        }
-    return out
+        array.attrs = {key: described[name][key] for key in ("standard_name", "long_name", "units") if key in described[name]}
+    return out.transpose(*_ORDER, ..., missing_dims="ignore")
