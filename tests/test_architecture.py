@@ -20,6 +20,8 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"stations"},
     {"layouts"},
     {"augmentation"},
+    {"running"},
+    {"starting"},
     {"pretrained", "forecaster"},
     {"samples"},
     {"state"},
@@ -30,7 +32,19 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"variables", "report"},
     {"errors", "_version", "_pyproj", "progress"},
 ]
-TORCH = {"nn", "augmentation", "state", "samples", "forecaster", "pretrained", "forecasting", "hindcasting", "training"}
+TORCH = {
+    "nn",
+    "augmentation",
+    "state",
+    "samples",
+    "forecaster",
+    "pretrained",
+    "starting",
+    "running",
+    "forecasting",
+    "hindcasting",
+    "training",
+}
 FORBIDDEN = ("pickle", "joblib", "dill", "cloudpickle", "yaml")
 MODULES = sorted(path for path in ROOT.rglob("*.py"))
 

@@ -8,7 +8,7 @@ import xarray as xr
 from worlds import HOUR, START, box, forecaster, globe
 
 import xscalemixer as xsm
-from xscalemixer import forecasting
+from xscalemixer import forecasting, running, starting
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 
 
@@ -45,7 +45,7 @@ def test_short_forecast_is_the_start_of_a_long_one(model, reference):
 
 @pytest.mark.parametrize(("hours", "leads"), [("2 days", 48), (np.timedelta64(3, "h"), 3), (5.0, 5)])
 def test_hours_in_other_words(model, hours, leads):
-    assert xsm.forecasting._whole_hours(hours) == leads
+    assert running.whole_hours(hours) == leads
 
 
 @pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])
@@ -145,7 +145,7 @@ def test_tree_is_the_same_as_two_datasets(model):
 
 
 def test_rollout_equals_single_steps(model):
-    start, _ = xsm.forecasting.prepare(globe(), model, regional=box())
+    start, _ = starting.prepare(globe(), model, regional=box())
     states = list(model.rollout(start.state, 3))
     state = start.state
     for _ in range(3):
@@ -160,15 +160,15 @@ def test_each_branch_hears_the_other(model):
     fc = xsm.forecast(globe(), 1, model=model, diagnose=True)
     response = json.loads(fc.attrs["coupling_response"])
     assert min(response.values()) > 0
-    start, _ = xsm.forecasting.prepare(globe(), model)
-    uncoupled = xsm.forecasting.coupling_response(forecaster(coupling="none"), start.state)
+    start, _ = starting.prepare(globe(), model)
+    uncoupled = forecasting.coupling_response(forecaster(coupling="none"), start.state)
     assert set(uncoupled.values()) == {0.0}
 
 
 def test_coupling_response_says_who_moves_whom():
     """Without feedback the driver moves the region and the region moves nothing."""
     one_way = forecaster(coupling="one_way")
-    start, _ = forecasting.prepare(globe(), one_way)
+    start, _ = starting.prepare(globe(), one_way)
     response = forecasting.coupling_response(one_way, start.state)
     assert response["driver_outside_moves_region"] > 0
     assert response["region_moves_driver_inside"] == response["region_moves_driver_outside"] == 0
@@ -289,13 +289,13 @@ def test_start_with_time_zone(model):
 def test_start_as_a_selection(model):
     ds = xr.concat([globe([START - 6 * HOUR]), globe()], "time", data_vars="minimal")
     for init_time in (ds["time"][0], ds["time"].values[:1], ds["time"].to_index()[0], ds["time"].to_index()[0].to_pydatetime()):
-        start, _ = forecasting.prepare(ds, model, init_time=init_time)
+        start, _ = starting.prepare(ds, model, init_time=init_time)
         assert start.time == START - 6 * HOUR
 
 
 def test_start_in_the_calendar_of_the_data(model):
     ds = globe().convert_calendar("standard", use_cftime=True)
-    start, _ = forecasting.prepare(ds, model, init_time=ds["time"][0])
+    start, _ = starting.prepare(ds, model, init_time=ds["time"][0])
     assert start.time == START
 
 
@@ -360,7 +360,7 @@ def test_longitudes_are_counted_as_in_the_input(lon, west_negative, wanted):
     from xscalemixer.grids import Grid
 
     grid = Grid.regular(40, lon, 1, (3, 4))
-    assert forecasting._in_convention(grid, west_negative).longitude[0] == wanted
+    assert running.in_convention(grid, west_negative).longitude[0] == wanted
 
 
 def test_misspelled_group_is_not_ignored(model):
@@ -377,7 +377,7 @@ def test_arguments_that_need_a_store(model):
 def test_surface_is_moved_to_the_terrain_of_the_model():
     ds = globe().assign(orog=lambda d: d["orog"] + 100.0)  # the file's terrain is 100 m higher than the model's
     terrain = globe()["orog"].values
-    moved = forecasting._onto_terrain(ds, terrain)
+    moved = starting._onto_terrain(ds, terrain)
     np.testing.assert_allclose(moved["t2m"] - ds["t2m"], 0.65, atol=1e-3)
     wanted = ds["sp"] * np.exp(9.80665 * 100 / (287.06 * (ds["t2m"] + 0.325)))
     np.testing.assert_allclose(moved["sp"], wanted, rtol=1e-5)

@@ -16,24 +16,12 @@ from tqdm.auto import tqdm
 from xscalemixer.conform import require_dataset, valid_times
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.forecaster import Forecaster
-from xscalemixer.forecasting import (
-    HOUR,
-    Start,
-    _blocks,
-    _branches,
-    _device,
-    _digest,
-    _in_convention,
-    _model,
-    _provenance,
-    _whole_hours,
-    prepare,
-    starts_at,
-)
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
-from xscalemixer.state import HOURS, State
+from xscalemixer.running import device_of, in_convention, model_of, provenance, require_store, run_blocks, whole_hours
+from xscalemixer.starting import Start, branches_of, minute, prepare, starts_at
+from xscalemixer.state import HOUR, HOURS, State
 from xscalemixer.store import BlockStore
 
 __all__ = ["hindcast"]
@@ -92,11 +80,10 @@ def hindcast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every start that cannot be made, and why.
     """
-    hours, model = _whole_hours(hours), _model(model)
-    if to is None and (resume or overwrite):
-        raise InputError("no hindcast was made", ["resume and overwrite belong to a store on disk; add to='hindcast.zarr'"])
+    hours, model = whole_hours(hours), model_of(model)
+    require_store(to, resume or overwrite)
     source = _Source(driver, model, regional, rh_phase, _times(init_times))
-    model.to(_device(device))
+    model.to(device_of(device))
     digest, describe = source.check(hours)
     template = _assembled(source.times, _nothing(model, hours), hours, describe)
     if to is None:
@@ -127,7 +114,7 @@ class _Source:
     def __init__(self, driver, model: Forecaster, regional, rh_phase, times: np.ndarray):
         report = Report(f"input for {model.name!r}")
         if isinstance(driver, xr.DataTree):
-            driver, regional = _branches(driver, regional, report)
+            driver, regional = branches_of(driver, regional, report)
         report.raise_errors("no hindcast was made")
         for data in (driver,) if regional is None else (driver, regional):
             require_dataset(data)
@@ -160,9 +147,9 @@ class _Source:
             if not report.ok:
                 problems |= self._one_by_one(group, report)
             for start in starts:
-                digest.update(_digest(start.state).encode())
+                digest.update(state_digest(start.state).encode())
         _refuse(problems, self._model)
-        attrs = _provenance(self._model, starts[0], report, hours)
+        attrs = provenance(self._model, starts[0], report, hours)
         number = self.times.size
         attrs |= {
             "title": f"{hours}-hour regional hindcast by {self._model.name}, {number} starts",
@@ -170,7 +157,7 @@ class _Source:
         }
         describe = {
             "schema": self._model.inner.schema,
-            "grid": _in_convention(self._model.inner.grid, starts[0].west_negative),
+            "grid": in_convention(self._model.inner.grid, starts[0].west_negative),
             "attrs": attrs,
             "static": self._model.static,
         }
@@ -197,10 +184,10 @@ class _Source:
             report.raise_errors("no hindcast was made")
             hours = self.times[:, None] - np.arange(number) * HOUR
             lost = ~np.isin(hours, known)
-            span = f"{_text(known.min())} to {_text(known.max())}" if known.size else "no time"
+            span = f"{minute(known.min())} to {minute(known.max())}" if known.size else "no time"
             for time, row, missing in zip(self.times, hours, lost, strict=True):
                 if missing.any():
-                    hour = ", ".join(_text(t) for t in np.sort(row[missing]))
+                    hour = ", ".join(minute(t) for t in np.sort(row[missing]))
                     problems.setdefault(time, []).append((TimeError, f"not in {name} ({span}): {hour}"))
         _refuse(problems, self._model)
 
@@ -223,7 +210,7 @@ def _refuse(problems: dict, model: Forecaster) -> None:
     if alike:
         kinds = {kind for ones in problems.values() for kind, _ in ones}
         kind = kinds.pop() if len(kinds) == 1 else InputError
-        lines = [f"{', '.join(map(_text, times))}: {text}" for text, times in alike.items()]
+        lines = [f"{', '.join(map(minute, times))}: {text}" for text, times in alike.items()]
         lines[-1] += ". Leave these starts out, or give complete data"
         raise kind(f"{len(problems)} starts cannot be made by {model.name!r}", lines)
 
@@ -243,14 +230,10 @@ def _times(init_times) -> np.ndarray:
         raise TimeError("no hindcast was made", [f"init_times cannot be read as dates ({error}); needed e.g. {fix}"]) from None
     unique, counts = np.unique(times, return_counts=True)
     if not unique.size or np.isnat(unique).any() or counts.max() > 1:
-        twice = ", ".join(map(_text, unique[counts > 1]))
+        twice = ", ".join(map(minute, unique[counts > 1]))
         found = f"{twice} more than once" if twice else f"{times.size} starts, {np.isnat(times).sum()} of them missing"
         raise TimeError("no hindcast was made", [f"found {found} in init_times; needed one or more dates, each once"])
     return unique
-
-
-def _text(time: np.datetime64) -> str:
-    return str(np.datetime64(time, "m"))
 
 
 def _runs(
@@ -277,10 +260,10 @@ def _run(model: Forecaster, start: State, hours: int, bar: tqdm | None = None) -
     """One forecast, shape (L, C, h, w)."""
     silent = tqdm(disable=True) if bar is None else bar
     try:
-        blocks = _blocks(model, start.to(model.device), hours, 0, silent)
+        blocks = run_blocks(model, start.to(model.device), hours, 0, silent)
         return np.concatenate([fields for _, fields in blocks])
     except InputError as error:
-        raise InputError(f"the hindcast stopped at the start {_text(start.time)}", error.problems) from error
+        raise InputError(f"the hindcast stopped at the start {minute(start.time)}", error.problems) from error
 
 
 def _client():

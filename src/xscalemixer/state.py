@@ -13,8 +13,9 @@ from xscalemixer.grids import Grid
 from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
 from xscalemixer.variables import Schema
 
-__all__ = ["HOURS", "State", "calendar_features", "fields_of", "inner_insolation", "outer_insolation", "statics_of"]
+__all__ = ["HOUR", "HOURS", "State", "calendar_features", "fields_of", "inner_insolation", "outer_insolation", "statics_of"]
 
+HOUR = np.timedelta64(1, "h")
 HOURS = 6  # hours per step, and regional hours in a state
 
 

@@ -1,0 +1,152 @@
+"""Running a model: which one, where, for how long, and what the result says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import numbers
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xscalemixer._version import __version__
+from xscalemixer.errors import InputError, TimeError
+from xscalemixer.forecaster import Forecaster
+from xscalemixer.grids import Grid
+from xscalemixer.pretrained import load
+from xscalemixer.report import Report
+from xscalemixer.starting import Start, minute
+from xscalemixer.state import HOURS, State
+
+__all__ = ["device_of", "in_convention", "model_of", "provenance", "require_store", "run_blocks", "state_digest", "whole_hours"]
+
+log = logging.getLogger(__name__)
+
+HORIZON = 48  # hours; the shipped model was verified up to here, on its twin world
+FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2", ".zip")  # endings that no Zarr folder has
+
+
+def model_of(model: str | PathLike | Forecaster | None) -> Forecaster:
+    """The model in hand, by name, from a folder, or the default one."""
+    if isinstance(model, Forecaster):
+        return model
+    if model is not None and not isinstance(model, str | PathLike):
+        raise InputError(
+            f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
+        )
+    return load() if model is None else load(model)
+
+
+def whole_hours(hours) -> int:
+    """Hours as a positive integer; text and timedeltas are read by pandas.
+
+    Raises
+    ------
+    TimeError
+        If it is not a whole positive number of hours.
+    """
+    if isinstance(hours, numbers.Real) and not isinstance(hours, bool | np.timedelta64):
+        number = float(hours)
+    else:
+        try:
+            number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
+        except (ValueError, TypeError):
+            number = np.nan
+    if not (1 <= number < np.inf and number == round(number)):
+        raise TimeError(
+            "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
+        )
+    if number > HORIZON:
+        log.warning("hours=%s goes beyond the %s hours up to which the shipped model was verified", hours, HORIZON)
+    return int(number)
+
+
+def require_store(to: str | PathLike | None, restarted: bool) -> None:
+    """Refuse a place for the forecast that is no Zarr store."""
+    problems = []
+    if to is None and restarted:
+        problems.append("resume and overwrite belong to a store on disk; add to='run.zarr'")
+    if to is not None and (file := Path(to)).suffix.lower() in FILES:
+        fix = (
+            f"to='{file.with_suffix('.zarr')}', or leave to= out and write the result: fc.to_netcdf('{file.with_suffix('.nc')}')"
+        )
+        problems.append(f"to='{file}' ends like a file, but a Zarr store is a folder; type {fix}")
+    if problems:
+        raise InputError("no forecast was made", problems)
+
+
+def device_of(wanted: str | None) -> str:
+    """The device asked for, or the fastest there is; logged.
+
+    Raises
+    ------
+    InputError
+        If the device asked for does not work here.
+    """
+    usable = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    usable += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    kind = usable[0] if wanted is None else "cuda:0" if str(wanted) == "cuda" else str(wanted)
+    if kind not in usable:
+        raise InputError(
+            f"device {str(wanted)!r} cannot be used", [f"usable here: {', '.join(usable)}; leave device out to pick the first"]
+        )
+    log.info("running on %s in float32", kind)
+    return kind
+
+
+def run_blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+    """State after each step and its new hours, shape (up to 6, C, h, w); stops at ``hours``, begins after ``done``."""
+    steps = -(-(hours - done) // HOURS)
+    for state in model.rollout(start, steps):
+        fields = state.inner[0, : min(HOURS, hours - done)].cpu().numpy()
+        _require_finite(fields, model, done)
+        done += len(fields)
+        bar.update(len(fields))
+        yield state, fields
+
+
+def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
+    bad = np.argwhere(~np.isfinite(fields))
+    if bad.size:
+        lead, channel, row, column = bad[0]
+        place = f"{model.inner.grid.latitude[row]:.2f} N {model.inner.grid.longitude[column]:.2f} E"
+        found = f"{model.inner.schema.channels[channel]} is not finite at lead {done + lead + 1} h, {place}"
+        raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
+
+
+def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
+    """Global attributes: what made this forecast from what, and every assumption."""
+    return {
+        "title": f"{hours}-hour regional forecast by {model.name}",
+        "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "torch_version": torch.__version__,
+        "device": str(model.device),
+        "precision": "float32",
+        "start": "cold" if start.cold else "warm",
+        "input_sha256": state_digest(start.state),
+        "assumptions": report.assumptions,
+    }
+
+
+def state_digest(state: State) -> str:
+    """Hash of the start, to tell runs apart."""
+    digest = hashlib.sha256(minute(state.time).encode())
+    for tensor in (state.outer, state.inner):
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+    return digest.hexdigest()
+
+
+def in_convention(grid: Grid, west_negative: bool) -> Grid:
+    """The grid with longitudes as the input counts them, where that keeps them ascending."""
+    lon = np.array(grid.longitude)
+    if west_negative and (lon >= 180).all():
+        lon = lon - 360
+    elif not west_negative and (lon < 0).all():
+        lon = lon + 360
+    return Grid(grid.latitude, tuple(lon))
