@@ -162,7 +162,7 @@ def test_another_hindcast_is_not_resumed(driver, model, tmp_path):
         xsm.hindcast(warmer(driver), TIMES[:2], 2, resume=True, **to)
     with pytest.raises(InputError, match="exists"):
         xsm.hindcast(driver, TIMES[:2], 2, **to)
-    with pytest.raises(InputError, match=r"add to='hindcast.zarr'"):
+    with pytest.raises(InputError, match=r"add to='run.zarr'"):
         xsm.hindcast(driver, TIMES, model=model, overwrite=True)
 
 

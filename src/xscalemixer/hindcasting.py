@@ -19,7 +19,16 @@ from xscalemixer.forecaster import Forecaster
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
-from xscalemixer.running import device_of, in_convention, model_of, provenance, require_store, run_blocks, whole_hours
+from xscalemixer.running import (
+    device_of,
+    in_convention,
+    model_of,
+    provenance,
+    require_store,
+    run_blocks,
+    state_digest,
+    whole_hours,
+)
 from xscalemixer.starting import Start, branches_of, minute, prepare, starts_at
 from xscalemixer.state import HOUR, HOURS, State
 from xscalemixer.store import BlockStore
