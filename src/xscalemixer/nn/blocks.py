@@ -11,8 +11,8 @@ from torch.nn import functional
 __all__ = ["MLP", "Attention", "DropPath", "FourierEmbedding", "Normalizer", "TransformerLayer", "require_shape"]
 
 
-def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Check a tensor's shape (None: any size); skipped while compiling.
+def require_shape(name: str, tensor: Tensor | None, shape: tuple[int | None, ...]) -> None:
+    """Check that a tensor is there and its shape (None: any size); skipped while compiling.
 
     Raises
     ------
@@ -21,6 +21,8 @@ def require_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> N
     """
     if torch.compiler.is_compiling():
         return
+    if tensor is None:
+        raise ValueError(f"{name} is missing, needed a tensor of shape {shape} (None: any size)")
     if tensor.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needed {shape} (None: any size)")
 

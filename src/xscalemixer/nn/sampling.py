@@ -13,12 +13,14 @@ from torch import Tensor
 
 from xscalemixer.nn.settings import Settings
 
-__all__ = ["MemberNoise", "SolverConfig", "solve"]
+__all__ = ["MemberNoise", "SolverConfig", "solve", "spread_factor"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig(Settings):
     """How the noise is removed; the defaults are those of CorrDiff.
+
+    Few steps change the spread of the samples, see `spread_factor`.
 
     Attributes
     ----------
@@ -62,7 +64,7 @@ class SolverConfig(Settings):
 
     @classmethod
     def fast(cls) -> SolverConfig:
-        """Nine Euler steps: 9 network calls where the default makes 35."""
+        """Nine Euler steps: 9 network calls where the default makes 35, and about 0.6 of the spread."""
         return cls(method="euler", steps=9)
 
     @property
@@ -134,3 +136,29 @@ def solve(denoise: Callable[[Tensor, float], Tensor], noise: Callable[[], Tensor
             ahead = x + (following - sigma) * slope
         x = ahead
     return x
+
+
+def spread_factor(config: SolverConfig, deviation: float) -> float:
+    """How much too wide or narrow the solver makes a Gaussian residual, from the size of its steps alone.
+
+    The ideal denoiser of a Gaussian is linear, so the solver is run on the weights of the noises it draws.
+
+    Parameters
+    ----------
+    config : SolverConfig
+    deviation : float
+        Standard deviation of the residual, sigma_data.
+
+    Returns
+    -------
+    float
+        Standard deviation of the samples over that of the residual; 1 in the limit of many steps.
+
+    Examples
+    --------
+    >>> [round(spread_factor(c, 0.5), 2) for c in (SolverConfig(), SolverConfig(steps=64), SolverConfig.fast())]
+    [1.13, 1.01, 0.59]
+    """
+    draws = iter(torch.eye(config.steps + 1, dtype=torch.float64))
+    denoise = lambda x, sigma: x * (deviation**2 / (deviation**2 + sigma**2))
+    return solve(denoise, lambda: next(draws), config).norm().item() / deviation
