@@ -60,6 +60,12 @@ def test_one_patch_is_the_domain_exactly():
     assert torch.equal(tiles.fuse(lambda crops: crops.cut(x), torch.zeros_like(x)), x)
 
 
+def test_no_patch_is_the_whole_domain():
+    tiles = Tiling(TilingConfig(at_once=5), (200, 3))
+    assert tiles.corners == ((0, 0),)
+    assert tiles.size == (200, 3)
+
+
 def test_pixels_per_call_do_not_grow_with_the_domain():
     for shape in ((64, 64), (200, 300)):
         x, pixels = field(2, 1, *shape), []

@@ -382,10 +382,10 @@ class ResidualDiffusion(_Conditioned):
         condition : Condition
             B is the number of seeds, or 1 for members of one input.
         seeds : sequence of int
-            Each sample depends on its own seed only (up to rounding, which may depend on the batch size).
+            Each sample depends on its own input and seed only.
         solver : SolverConfig, optional
         tiling : TilingConfig, optional
-            Patches that are fused at every network call; default: the whole domain at once.
+            Patches that are fused at every network call; default: the whole domain, one sample per call.
 
         Returns
         -------
@@ -403,7 +403,7 @@ class ResidualDiffusion(_Conditioned):
                 "nothing can be sampled", [f"{count} seeds for {batch} inputs; give one seed per input or one input"]
             )
         condition = Condition(*(None if part is None else part.expand(count, *part.shape[1:]) for part in condition))
-        tiles = Tiling(tiling or TilingConfig(patch=domain, overlap=0, margin=0, at_once=count), domain)
+        tiles = Tiling(tiling or TilingConfig(), domain)
         condition = self.surveyed(condition, tiles.size)
 
         def denoise(noisy: Tensor, sigma: float) -> Tensor:
@@ -444,7 +444,7 @@ class CorrDiff(nn.Module):
         """The regression, patch by patch if asked: -> (B, outputs, H, W)."""
         _require_evaluation(self)
         batch, _, *domain = condition.fields.shape
-        tiles = Tiling(tiling or TilingConfig(patch=domain, overlap=0, margin=0, at_once=batch), domain)
+        tiles = Tiling(tiling or TilingConfig(), domain)
         condition = self.regression.surveyed(condition, tiles.size)
         with torch.no_grad():
             total = condition.fields.new_zeros(batch, self.config.outputs, *domain)

@@ -87,25 +87,25 @@ class TilingConfig(Settings):
 
     Attributes
     ----------
-    patch : (int, int)
-        Rows and columns of a patch; cut to the domain where that is smaller.
+    patch : (int, int), optional
+        Rows and columns of a patch; cut to the domain where that is smaller. None: the whole domain.
     overlap : int
         Least cells that neighboring patches share.
     margin : int
         Cells at an inner border of a patch whose result is discarded.
     at_once : int
-        Patches per network call.
+        Patches per network call; with 1 a result does not depend on the rest of its batch, not even by rounding.
     """
 
-    patch: tuple[int, int]
+    patch: tuple[int, int] | None = None
     overlap: int = 32
     margin: int = 4
     at_once: int = 1
 
     def _problems(self):
-        if not isinstance(self.patch, tuple) or len(self.patch) != 2 or min(self.patch) < 1:
-            yield f"patch={self.patch}; needed (rows, columns), both positive"
-        elif not 0 <= self.overlap < min(self.patch):
+        if self.patch is not None and (not isinstance(self.patch, tuple) or len(self.patch) != 2 or min(self.patch) < 1):
+            yield f"patch={self.patch}; needed (rows, columns), both positive, or None"
+        elif self.patch is not None and not 0 <= self.overlap < min(self.patch):
             yield f"overlap={self.overlap}; needed 0 <= overlap < {min(self.patch)}, the shorter side of the patch"
         if not 0 <= 2 * self.margin <= self.overlap:
             yield f"margin={self.margin}; needed 0 <= 2 margin <= overlap={self.overlap}, or cells would have no result"
@@ -125,7 +125,7 @@ class Tiling:
 
     def __init__(self, config: TilingConfig, shape: tuple[int, int]):
         self.config, self.shape = config, tuple(shape)
-        self.size = tuple(map(min, config.patch, shape))
+        self.size = tuple(map(min, config.patch or shape, shape))
         axes = [_positions(n, p, config.overlap) for n, p in zip(shape, self.size, strict=True)]
         # weights of a patch are the product of its weights along both axes
         self._weights = [_weights(a, n, p, config.margin) for a, n, p in zip(axes, shape, self.size, strict=True)]
