@@ -129,11 +129,11 @@ def solve(denoise: Callable[[Tensor, float], Tensor], noise: Callable[[], Tensor
         sigma = config.raised(level)
         if sigma > level:
             x = x + noise() * (config.churn_noise * math.sqrt(sigma**2 - level**2))
-        slope = (x - denoise(x, sigma)) / sigma
-        ahead = x + (following - sigma) * slope
+        slope = (x - denoise(x, sigma)).div_(sigma)
+        ahead = torch.add(x, slope, alpha=following - sigma)
         if config.method == "heun" and following > 0.0:
-            slope = (slope + (ahead - denoise(ahead, following)) / following) / 2.0
-            ahead = x + (following - sigma) * slope
+            slope.add_(ahead - denoise(ahead, following), alpha=1.0 / following)
+            ahead = torch.add(x, slope, alpha=(following - sigma) / 2.0)
         x = ahead
     return x
 

@@ -43,7 +43,8 @@ class Crops(NamedTuple):
         """(B, C, H, W) -> (P, C, h, w)."""
         if self == Crops.whole(fields):
             return fields
-        return torch.stack([fields[self._index(i)] for i in range(len(self.sample))])
+        patches = [fields[self._index(i)] for i in range(len(self.sample))]
+        return torch.stack(patches) if len(patches) > 1 else patches[0][None]  # a view where nothing is put together
 
     def add(self, patches: Tensor, total: Tensor) -> None:
         """Add the patches (P, C, h, w) to their places in ``total`` (B, C, H, W)."""
