@@ -147,6 +147,13 @@ def test_shared_variables_keep_their_value_between_normalizations():
     assert {"shared_scale", "shared_offset"} <= set(net.state_dict())
 
 
+def test_shared_variables_are_not_rounded_by_autocast():
+    net, c = build(Regression, replace(TINY, shared=(2, None, 0)), loud=False), condition()
+    with torch.autocast("cpu", torch.bfloat16):
+        mean = net(c).detach()
+    torch.testing.assert_close(mean[:, [0, 2]], c.fields[:, [2, 0]], rtol=0.0, atol=1e-3)
+
+
 def test_mean_in_patches_is_close_to_the_whole():
     net, c = build(CorrDiff), condition(shape=(40, 50))
     tiles = TilingConfig(patch=(40, 50), overlap=0, margin=0)
@@ -223,6 +230,7 @@ def test_diffusion_hears_the_mean_only_if_asked():
     [
         ({"fields": torch.zeros(2, 5, 24, 36)}, r"coarse and static fields has shape \(2, 5, 24, 36\), needed \(None, 6,"),
         ({"scalars": None}, r"scalars is missing, needed a tensor of shape \(2, 2\)"),
+        ({"context": torch.zeros(2, 4, 5, 5)}, r"context has shape \(2, 4, 5, 5\), needed \(2, 4, 24, 36\)"),
         ({"mean": None}, r"mean is missing, needed a tensor of shape \(2, 3, 24, 36\)"),
     ],
 )
@@ -286,7 +294,7 @@ def test_any_domain_can_be_sampled(shape):
 
 
 def test_double_precision_stays_outside_of_the_network():
-    net, c = build(CorrDiff), condition(batch=1)
+    net, c = build(CorrDiff, FULL), condition(FULL, batch=1)
     double = Condition(*(part if part is None else part.double() for part in c))
     found = net.sample(double, [1], solver=FEW)
     assert found.dtype == torch.float64

@@ -248,16 +248,17 @@ class _Conditioned(nn.Module):
         c, fields = self.config, condition.fields
         require_shape("coarse and static fields", fields, (None, c.coarse + c.statics, None, None))
         parts = [*first, crops.cut(fields), self.positions(crops, fields.shape[2:], fields)]
-        rows = list(crops.sample)
+        rows, numbers = list(crops.sample), [noise, None]
         if c.context:
-            parts.append(self.surveyed(condition, crops.size).context[rows])
-        scalars = None
+            context = self.surveyed(condition, crops.size).context
+            require_shape("context", context, (fields.shape[0], c.coarse, *crops.size))
+            parts.append(context[rows])
         if c.scalars:
             require_shape("scalars", condition.scalars, (fields.shape[0], c.scalars))
-            scalars = condition.scalars[rows]
-        weight = self.unet.last.weight
-        # float64 fields stay float64 outside of the network
-        return self.unet(torch.cat([part.to(weight.dtype) for part in parts], 1), noise, scalars)
+            numbers[1] = condition.scalars[rows]
+        dtype = self.unet.last.weight.dtype  # float64 fields stay float64 outside of the network
+        numbers = [None if number is None else number.to(dtype) for number in numbers]
+        return self.unet(torch.cat([part.to(dtype) for part in parts], 1), *numbers)
 
     def surveyed(self, condition: Condition, size: tuple[int, int]) -> Condition:
         """The condition with the context for patches of ``size``, if the network uses one."""
@@ -298,10 +299,10 @@ class Regression(_Conditioned):
     def forward(self, condition: Condition, crops: Crops | None = None) -> Tensor:
         """-> (P, outputs, h, w); without crops the whole domain, (B, outputs, H, W)."""
         crops = crops or Crops.whole(condition.fields)
-        result = self._run([], condition, crops)
+        result = self._run([], condition, crops).to(condition.fields.dtype)  # autocast would round the shared variables
         if self._targets:
             known = crops.cut(condition.fields)[:, self._sources] * self.shared_scale + self.shared_offset
-            result = result.index_add(1, torch.tensor(self._targets, device=result.device), known.to(result.dtype))
+            result = result.index_add(1, torch.tensor(self._targets, device=result.device), known)
         return result
 
     @staticmethod
@@ -328,7 +329,7 @@ class ResidualDiffusion(_Conditioned):
         if c.mean_conditioning:
             require_shape("mean", condition.mean, (condition.fields.shape[0], c.outputs, *condition.fields.shape[2:]))
             first.append(crops.cut(condition.mean))
-        result = self._run(first, condition, crops, c_noise.to(self.sigma_data.dtype))
+        result = self._run(first, condition, crops, c_noise)
         return c_skip * noisy + c_out * result.to(noisy.dtype)
 
     def errors(
@@ -402,9 +403,9 @@ class ResidualDiffusion(_Conditioned):
             raise InputError(
                 "nothing can be sampled", [f"{count} seeds for {batch} inputs; give one seed per input or one input"]
             )
-        condition = Condition(*(None if part is None else part.expand(count, *part.shape[1:]) for part in condition))
         tiles = Tiling(tiling or TilingConfig(), domain)
         condition = self.surveyed(condition, tiles.size)
+        condition = Condition(*(None if part is None else part.expand(count, *part.shape[1:]) for part in condition))
 
         def denoise(noisy: Tensor, sigma: float) -> Tensor:
             run = lambda crops: self(crops.cut(noisy), noisy.new_full((len(crops.sample),), sigma), condition, crops)

@@ -89,7 +89,8 @@ class TilingConfig(Settings):
     Attributes
     ----------
     patch : (int, int), optional
-        Rows and columns of a patch; cut to the domain where that is smaller. None: the whole domain.
+        Rows and columns of a patch, at best multiples of `UNetConfig.multiple`; cut to the domain where that is smaller.
+        None: the whole domain.
     overlap : int
         Least cells that neighboring patches share.
     margin : int
