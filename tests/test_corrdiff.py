@@ -267,7 +267,7 @@ def test_several_at_once_differ_by_rounding_only():
 
 
 def test_one_seed_per_input():
-    net, c = build(CorrDiff), condition()
+    net, c = build(CorrDiff, FULL), condition(FULL)
     both = net.sample(c, [4, 8], solver=FEW)
     second = Condition(*(part if part is None else part[1:] for part in c))
     assert torch.equal(both[1:], net.sample(second, [8], solver=FEW))

@@ -59,8 +59,8 @@ class Crops(NamedTuple):
 def random_crops(fields: Tensor, size: tuple[int, int], count: int, generator: torch.Generator | None = None) -> Crops:
     """``count`` patches per field (B, C, H, W) at random places.
 
-    The middle of a patch is uniform over the field and the patch is then moved inside: cells at the edge are seen as
-    often as others, and patches that end at the edge as often as sampling needs them.
+    The middle of a patch is uniform over the field and the patch is then moved inside. Cells at the edge are seen half as
+    often as others, where uniform corners would hardly ever show them.
 
     Raises
     ------
