@@ -22,7 +22,7 @@ def require_shape(name: str, tensor: Tensor | None, shape: tuple[int | None, ...
         With the name, the shape found and the shape needed.
     """
     if tensor is None:
-        raise ValueError(f"{name} is missing, needed {shape} (None: any size)")
+        raise ValueError(f"{name} is missing, needed a tensor of shape {shape} (None: any size)")
     if torch.compiler.is_compiling():
         return tensor
     if tensor.ndim != len(shape) or any(want is not None and want != got for want, got in zip(shape, tensor.shape, strict=True)):
