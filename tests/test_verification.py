@@ -368,7 +368,7 @@ def test_gaps_count_nowhere(fc, truth):
     other = fc.copy(deep=True)
     other["t2m"][:, :, 2, 3] = 999 - 700
     xr.testing.assert_equal(xsm.score(other, holes), xsm.score(fc, holes))
-    assert "values on part of the area" in xsm.score(fc, holes).attrs["report"]
+    assert "values at part of the places" in xsm.score(fc, holes).attrs["report"]
 
 
 def test_no_truth_at_some_hours(fc, truth):
@@ -379,12 +379,12 @@ def test_no_truth_at_some_hours(fc, truth):
 
 def test_no_overlap(fc, truth):
     later = truth.assign_coords(time=truth["time"] + np.timedelta64(365, "D"))
-    with pytest.raises(TimeError, match="no overlap: forecast is valid from 2001-08-10T06 to 2001-08-11T06; the truth from 2002"):
+    with pytest.raises(TimeError, match="no overlap: forecast is valid from 2001-08-10T06:00 to .*; the truth from 2002"):
         xsm.score(fc, later)
 
 
 def test_all_missing(fc, truth):
-    with pytest.raises(SchemaError, match="t2m of forecast: no cell where forecast and truth both have a value"):
+    with pytest.raises(SchemaError, match="t2m of forecast: no place where forecast and truth both have a value"):
         xsm.score(fc, raised(truth, np.nan))
 
 
@@ -731,3 +731,27 @@ def test_persistence_of_the_twin_world(shared_data):
     grid = Grid(tuple(truth["lat"].values), tuple(truth["lon"].values))
     by_hand = np.sqrt(np.average((held["t2m"].isel(lead_time=0) - later) ** 2, axis=(1, 2), weights=grid.area).mean())
     assert rmse[2] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_near_misses_are_answered_with_what_to_type(fc, truth):
+    with pytest.raises(InputError, match="metric 'RMSE' is unknown.*Did you mean 'rmse'"):
+        xsm.score(fc, truth, metrics="RMSE")
+    with pytest.raises(SchemaError, match=r"(?s)t2: not a variable of the catalog.*Type variables=\['t2m'\]"):
+        xsm.score(fc, truth, variables="t2")
+    with pytest.raises(SchemaError, match="found a list of forecasts; needed names"):
+        xsm.score([fc], truth)
+    with pytest.raises(GridError, match=r"type region=\(60, 10, 45, 30\)"):
+        xsm.score(fc, truth, region=(10, 45, 30, 60))
+    late = truth.assign_coords(time=truth["time"] + np.timedelta64(30, "m"))
+    with pytest.raises(TimeError, match=r"(?s)from 2001-08-10T06:30 .*truth\[.time.\] - np.timedelta64\(30, .m.\)"):
+        xsm.score(fc, late)
+
+
+def test_one_name_is_one_variable(fc, truth):
+    assert set(xsm.score(fc, truth, variables="t2m")) == {"t2m"}
+
+
+def test_lead_times_without_values_are_named(fc, truth):
+    sc = xsm.score(fc.where(fc["lead_time"] == 6), truth)
+    assert "t2m: no values at lead times 12 h" in sc.attrs["report"]
+    assert np.isnan(sc["t2m"].sel(metric="rmse", lead_time=12))

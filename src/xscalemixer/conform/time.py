@@ -79,7 +79,11 @@ def _valid_time(ds: xr.Dataset, report: Report) -> xr.DataArray | None:
             report.error("time", f"lead times ({lead.name}) without a start", "the start of the forecast", fix, kind=TimeError)
             return None
         dates, leads = _dates(start, report), _leads(lead, report)
-        return None if dates is None or leads is None else dates + leads
+        if dates is None or leads is None:
+            return None
+        times = dates + leads
+        _check_stated(times, ds, (start.name, lead.name), report)
+        return times
     valid = start if valid is None else valid
     if valid is None:
         found = f"no time coordinate among {', '.join(map(str, ds.coords)) or 'no coordinates'}"
@@ -87,6 +91,17 @@ def _valid_time(ds: xr.Dataset, report: Report) -> xr.DataArray | None:
         report.error("time", found, "the valid time of the data", fix, kind=TimeError)
         return None
     return _dates(valid, report)
+
+
+def _check_stated(times: xr.DataArray, ds: xr.Dataset, names: tuple, report: Report) -> None:
+    """Refuse a coordinate valid_time that contradicts start and lead time."""
+    if "valid_time" not in ds.coords or "valid_time" in names or ds["valid_time"].dtype.kind != "M":
+        return
+    wrong = (ds["valid_time"].variable != times.variable).values
+    if wrong.any():
+        found = f"valid_time is not {names[0]} plus {names[1]} at {int(wrong.sum())} places"
+        fix = 'Drop the wrong one: ds.drop_vars("valid_time")'
+        report.error("valid_time", found, "times that agree", fix, kind=TimeError)
 
 
 def _dates(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:

@@ -127,7 +127,7 @@ def align(
         If nothing is left to compare, listing every problem.
     """
     report = Report("this verification")
-    asked = None if variables is None else tuple(variables)
+    asked = _asked(variables)
     at_points = holds_stations(truth)
     forecasts = {name: _forecast_axes(ds, asked, report, name) for name, ds in forecasts.items()}
     _check_places(forecasts, at_points, grid, report)
@@ -165,13 +165,17 @@ def read_analysis(ds: xr.Dataset | pd.DataFrame, variables: Iterable[str] | None
         If the dataset cannot be used, listing every problem.
     """
     report = Report("this dataset")
-    asked = None if variables is None else tuple(variables)
+    asked = _asked(variables)
     analysis = _analysis_axes(ds, asked, report, "")
     report.raise_errors()
     schema = _common_schema({"truth": analysis}, asked, report)
     analysis = _translated(analysis, schema, report, "", ("time",))
     report.raise_errors()
     return analysis, report
+
+
+def _asked(variables: Iterable[str] | None) -> tuple[str, ...] | None:
+    return (variables,) if isinstance(variables, str) else None if variables is None else tuple(variables)
 
 
 def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
@@ -229,7 +233,9 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         levels = sorted(set.intersection(*(set(has.levels[name]) for has in held.values()))) if not lacking else []
         direct = any(name in has.direct for has in held.values()) or asked is not None or len(held) == 1
         if name not in CATALOG:
-            report.error(name, "not a variable of the catalog", f"one of {', '.join(CATALOG)}")
+            known = [row.name for row in CATALOG.values() if name.lower() in (row.name, row.standard_name, *row.aliases)]
+            fix = f"Type variables={known!r}" if known else ""
+            report.error(name, "not a variable of the catalog", f"one of {', '.join(CATALOG)}", fix)
         elif name in without:
             continue
         elif lacking:
@@ -249,7 +255,8 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         report.error(name, f"not in {', '.join(lacking)}", CATALOG[name].standard_name, "Leave it out of variables=")
     if not rows and report.ok:
         found = "; ".join(f"{side} has {', '.join(has.levels) or 'nothing known'}" for side, has in held.items())
-        report.error("variables", f"nothing in common: {found}", "one variable that all have, with its CF standard_name")
+        reasons = "".join(f"; {warning}" for warning in report.select("warning"))
+        report.error("variables", f"nothing in common: {found}{reasons}", "one variable that all have, with its CF standard_name")
     report.raise_errors("these datasets cannot be compared")
     return Schema(tuple(rows))
 
@@ -329,9 +336,7 @@ def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report
         spans = [f"{name} is valid {_span(_valid(ds))}" for name, ds in forecasts.items()]
         spans.append(f"the truth {_span(analysis['time'].values)}")
         needed = "forecasts with the same starts and lead times, and a truth at their valid times"
-        report.error(
-            "time", f"no overlap: {'; '.join(spans)}", needed, "Give other times, or check the calendars", kind=TimeError
-        )
+        report.error("time", f"no overlap: {'; '.join(spans)}", needed, _time_fix(valid, analysis["time"].values), kind=TimeError)
         report.raise_errors("these datasets cannot be compared")
     starts, hours = found.any(axis=1), found.any(axis=0)
     for name, ds in forecasts.items():
@@ -346,6 +351,16 @@ def _common_times(forecasts: dict[str, xr.Dataset], analysis: xr.Dataset, report
     position, used = _used(place)
     forecasts = {name: ds.isel(_places(ds, keep)) for name, ds in forecasts.items()}
     return forecasts, analysis.isel(time=used), position
+
+
+def _time_fix(valid: np.ndarray, times: np.ndarray) -> str:
+    """What to type where the truth lies beside the full hours of the forecast."""
+    if not valid.size:
+        return "Give forecasts that share starts and lead times"
+    offset = (times - times.astype("datetime64[h]")).astype("timedelta64[m]").astype(int)
+    if offset[0] == 0 or np.ptp(offset):
+        return "Give other times"
+    return f'If the truth is meant for full hours: truth["time"] = truth["time"] - np.timedelta64({offset[0]}, "m")'
 
 
 def _used(place: xr.DataArray) -> tuple[xr.DataArray, slice | np.ndarray]:
@@ -374,7 +389,9 @@ def _valid(ds: xr.Dataset) -> np.ndarray:
 
 
 def _span(times: np.ndarray) -> str:
-    first, last = (np.datetime_as_string(time, unit="h") for time in (times.min(), times.max()))
+    if not times.size:
+        return "nowhere"
+    first, last = (np.datetime_as_string(time, unit="m") for time in (times.min(), times.max()))
     return f"at {first}" if first == last else f"from {first} to {last}"
 
 
@@ -539,7 +556,9 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     if region is None:
         return parts, area
     if len(region) != 4 or not region[0] > region[2]:
-        raise GridError("this region cannot be used", [f"found {region}; needed (north, west, south, east) in degrees"])
+        found = f"found {region}; needed (north, west, south, east) in degrees"
+        turned = f". If these are west, south, east and north, type region={(region[3], *region[:3])}" if len(region) == 4 else ""
+        raise GridError("this region cannot be used", [found + turned])
     north, west, south, east = region
     truth = parts["truth"]
     latitude, longitude = truth["latitude"], truth["longitude"]

@@ -239,7 +239,10 @@ def _with_members(field: xr.DataArray) -> xr.DataArray:
 
 
 def _thresholds(thresholds: float | Sequence[float]) -> list[float]:
-    return [float(threshold) for threshold in np.atleast_1d(thresholds)]
+    levels = [float(threshold) for threshold in np.atleast_1d(thresholds)]
+    if not levels:
+        raise InputError("events cannot be scored", ["no threshold; needed one or more in canonical units"])
+    return levels
 
 
 def _threshold_axis(levels: list[float], variable: str) -> xr.Variable:

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xscalemixer.errors import InputError, SchemaError
@@ -49,7 +50,7 @@ def _for_each_truth(function: Callable) -> Callable:
 @_for_each_truth
 def score(
     forecast: xr.Dataset | Mapping[str, xr.Dataset],
-    truth: xr.Dataset | xr.DataTree,
+    truth: xr.Dataset | pd.DataFrame | xr.DataTree,
     *,
     climatology: xr.Dataset | None = None,
     skill_against: str | None = None,
@@ -68,15 +69,16 @@ def score(
     memory: str | int = "1 GiB",
     progress: bool | None = None,
 ) -> xr.Dataset | xr.DataTree:
-    """Score forecasts against gridded truth.
+    """Score forecasts against analyses on a grid, or against reports of stations.
 
     Parameters
     ----------
     forecast : Dataset or dict of Dataset
         A forecast of any system in any layout, or several by name, which are then compared on the fields that all have.
-    truth : Dataset or DataTree
-        Fields at valid times, in any layout; found for each start and lead time. A tree of several truths gives a tree of
-        scores.
+    truth : Dataset, DataFrame or DataTree
+        Fields at valid times, in any layout; found for each start and lead time. Or reports of stations, in any form that
+        `xscalemixer.read_stations` reads without further arguments; forecasts on grids come to them by
+        `xscalemixer.at_stations` with its defaults (call it first for others). A tree of several truths gives a tree of scores.
     climatology : Dataset, optional
         From `xscalemixer.climatology`; needed for ``acc``, ``activity`` and ``truth_activity``.
     skill_against : str, optional
@@ -91,7 +93,7 @@ def score(
         intervals are then not to be had, and the result must fit into memory.
     metrics : iterable of str, optional
         See `xscalemixer.verification.metrics`; default: all that the data allow, except ``mse``. ``count``, the number of
-        fields that were averaged, comes with them.
+        fields that were averaged (at stations: of reports), comes with them.
     variables : iterable of str, optional
         Catalog names; default: all that the forecasts and the truth have.
     grid : "coarser", "truth" or Grid
@@ -129,7 +131,7 @@ def score(
     ----------
     Formulas: `xscalemixer.verification.metrics`; resampling: `xscalemixer.verification.bootstrap`.
     """
-    forecasts = dict(forecast) if isinstance(forecast, Mapping) and not isinstance(forecast, xr.Dataset) else {_ONE: forecast}
+    forecasts = _by_name(forecast)
     by, asked = _names(by), None if metrics is None else _names(metrics)
     problems = _settings_problems(by, asked, root, draws, block) + _model_problems(forecasts, skill_against, by)
     problems += _metric_problems(asked, climatology, by) + _storage_problems(to, resume, overwrite, by)
@@ -201,6 +203,15 @@ def rescore(
     return out.isel(model=0, drop=True) if list(models) == [_ONE] else out
 
 
+def _by_name(forecast) -> dict[str, xr.Dataset]:
+    if isinstance(forecast, list | tuple):
+        raise SchemaError(
+            "these scores cannot be computed",
+            [f"found a {type(forecast).__name__} of forecasts; needed names: {{'ours': fc, 'other': other}}"],
+        )
+    return dict(forecast) if isinstance(forecast, Mapping) and not isinstance(forecast, xr.Dataset) else {_ONE: forecast}
+
+
 def _names(names: Iterable[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -209,8 +220,9 @@ def _settings_problems(by, metrics, root, draws, block) -> list[str]:
     problems = [f"by={name!r}; needed some of {', '.join(_BY)}" for name in by if name not in _BY]
     if {"place", "reference_time"} <= set(by):
         problems.append("by= has 'place' and 'reference_time': these are the errors themselves; leave one of them out")
-    unknown = [name for name in metrics or () if name not in METRICS]
-    problems += [f"metric {name!r} is unknown; known are {', '.join(METRICS)}" for name in unknown]
+    for name in [name for name in metrics or () if name not in METRICS]:
+        near = f". Did you mean {name.lower()!r}?" if name.lower() in METRICS else ""
+        problems.append(f"metric {name!r} is unknown; known are {', '.join(METRICS)}{near}")
     if root not in ("after", "before"):
         problems.append(f"root={root!r}; needed 'after' or 'before'")
     if draws < 1 or (block is not None and block < 1):
@@ -336,11 +348,15 @@ def _check_share(share: xr.Dataset, report: Report) -> None:
     for variable, values in share.items():
         covered = values.max([dim for dim in values.dims if dim != "model"])
         for model in covered["model"].values[(~(covered > 0)).values]:
-            problems.append(f"{variable} of {model}: no cell where forecast and truth both have a value; all are NaN")
+            problems.append(f"{variable} of {model}: no place where forecast and truth both have a value; all are NaN")
+        others = [dim for dim in values.dims if dim != "lead_time"]
+        empty = values["lead_time"].values[~(values.max(others) > 0).values]
+        if empty.size and not problems:
+            report.warn(str(variable), f"no values at lead times {', '.join(map(str, empty))} h")
         typical = values.mean([dim for dim in values.dims if dim != "model"])
         if typical.min() < 1 - 1e-6:
             shares = ", ".join(f"{model} {float(s):.1%}" for model, s in zip(typical["model"].values, typical, strict=True))
-            report.warn(str(variable), f"values on part of the area: {shares}")
+            report.warn(str(variable), f"values at part of the places: {shares}")
     if problems:
         raise SchemaError(
             "these scores cannot be computed", [f"{p}. Check the mask, or leave it out of variables=" for p in problems]
