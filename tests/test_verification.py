@@ -389,7 +389,7 @@ def test_all_missing(fc, truth):
 
 
 def test_nothing_in_common(fc, truth):
-    with pytest.raises(SchemaError, match="nothing in common: forecast has t2m; truth has nothing known"):
+    with pytest.raises(SchemaError, match="nothing in common: forecast has t2m; the truth has nothing known"):
         xsm.score(fc, truth.rename(t2m="x").map(lambda a: a.assign_attrs(standard_name="x"), keep_attrs=True))
 
 
@@ -681,7 +681,7 @@ def test_radiation_over_different_times_is_not_compared(fc, truth):
     sc = xsm.score(flux(fc, **hour), flux(truth, **day))
     assert (
         "ssrd" not in sc
-        and "ssrd: not compared: means over different times: forecast 1 h (stated), truth 24 h (stated)" in sc.attrs["report"]
+        and "ssrd: not compared: means over different times: forecast 1 h (stated), the truth 24 h (stated)" in sc.attrs["report"]
     )
     with pytest.raises(SchemaError, match=r"truth 6 h \(the spacing of its times, none stated\)(?s:.)*cell_methods"):
         xsm.score(flux(fc, **hour), flux(truth), variables=["ssrd"])
@@ -755,3 +755,13 @@ def test_lead_times_without_values_are_named(fc, truth):
     sc = xsm.score(fc.where(fc["lead_time"] == 6), truth)
     assert "t2m: no values at lead times 12 h" in sc.attrs["report"]
     assert np.isnan(sc["t2m"].sel(metric="rmse", lead_time=12))
+
+
+def test_models_may_be_called_truth_and_climatology(fc, truth):
+    sc = xsm.score(
+        {"truth": fc, "climatology": raised(fc, 1.0)}, truth, climatology=xsm.climatology(truth), metrics=["rmse", "acc"]
+    )
+    alone = xsm.score(raised(fc, 1.0), truth, metrics="rmse")
+    xr.testing.assert_allclose(
+        sc["t2m"].sel(metric="rmse", model="climatology", drop=True), alone["t2m"].sel(metric="rmse", drop=True)
+    )

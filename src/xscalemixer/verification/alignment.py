@@ -29,6 +29,7 @@ __all__ = ["Aligned", "CommonGrid", "Region", "align", "at_valid_times", "read_a
 CommonGrid = Literal["coarser", "truth"] | Grid
 Region = tuple[float, float, float, float]
 
+_TRUTH, _NORMAL = "the truth", "the climatology"  # beside forecasts, which may be called "climatology"
 _FORECAST_DIMS = ("reference_time", "lead_time", "member")
 _NOT_PLACES = (*_FORECAST_DIMS, "time", "level", "hour", "dayofyear")
 _COARSER = 1.8  # cells at least this many times as large (in area) count as coarser
@@ -131,21 +132,21 @@ def align(
     at_points = holds_stations(truth)
     forecasts = {name: _forecast_axes(ds, asked, report, name) for name, ds in forecasts.items()}
     _check_places(forecasts, at_points, grid, report)
-    analysis = _analysis_axes(truth, asked, report, "truth")
+    analysis = _analysis_axes(truth, asked, report, _TRUTH)
     report.raise_errors("these datasets cannot be compared")
     places = read_places(analysis) if at_points else None
-    schema = _common_schema({**forecasts, "truth": analysis}, asked, report)
+    schema = _common_schema({**forecasts, _TRUTH: analysis}, asked, report)
     forecasts = {name: _forecast_fields(ds, schema, at_points, report, name) for name, ds in forecasts.items()}
-    analysis = _translated(analysis, schema, report, "truth", ("time",))
+    analysis = _translated(analysis, schema, report, _TRUTH, ("time",))
     report.raise_errors("these datasets cannot be compared")
     forecasts, analysis, position = _common_times(forecasts, analysis, report)
-    parts = {**forecasts, "truth": analysis}
+    parts = {**forecasts, _TRUTH: analysis}
     if climatology is not None:
-        parts["climatology"] = _check_climatology(climatology, schema, at_points)
+        parts[_NORMAL] = _check_climatology(climatology, schema, at_points)
         _days_of(climatology, _times_of(position))
     parts, area = _common_cells(parts, grid, report) if places is None else _common_stations(parts, places, schema.names, report)
     parts, area = _crop(parts, area, region)
-    beside = parts["truth"], position, parts.get("climatology"), area
+    beside = parts[_TRUTH], position, parts.get(_NORMAL), area
     return {name: Aligned(_whole_members(parts[name]), *beside) for name in forecasts}, report
 
 
@@ -168,7 +169,7 @@ def read_analysis(ds: xr.Dataset | pd.DataFrame, variables: Iterable[str] | None
     asked = _asked(variables)
     analysis = _analysis_axes(ds, asked, report, "")
     report.raise_errors()
-    schema = _common_schema({"truth": analysis}, asked, report)
+    schema = _common_schema({_TRUTH: analysis}, asked, report)
     analysis = _translated(analysis, schema, report, "", ("time",))
     report.raise_errors()
     return analysis, report
@@ -255,7 +256,7 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         report.error(name, f"not in {', '.join(lacking)}", CATALOG[name].standard_name, "Leave it out of variables=")
     if not rows and report.ok:
         found = "; ".join(f"{side} has {', '.join(has.levels) or 'nothing known'}" for side, has in held.items())
-        reasons = "".join(f"; {warning}" for warning in report.select("warning"))
+        reasons = "".join(f"; {w.subject}: {w.found}" for w in report.select("warning") if w.subject not in held)
         report.error("variables", f"nothing in common: {found}{reasons}", "one variable that all have, with its CF standard_name")
     report.raise_errors("these datasets cannot be compared")
     return Schema(tuple(rows))
@@ -439,7 +440,7 @@ def _common_stations(
     """All datasets at the stations that all have, each of which counts the same."""
     moved = {}
     for name, ds in parts.items():
-        if name in ("truth", "climatology"):
+        if name in (_TRUTH, _NORMAL):
             moved[name] = ds
             continue
         own, raw = Report(name), "station" not in ds.dims
@@ -464,14 +465,14 @@ def _target(grids: Mapping[str, _AnyGrid], choice: CommonGrid) -> _AnyGrid:
     GridError
         If it is not clear which one is meant, or nothing can be regridded onto it.
     """
-    first = grids["truth"]
+    first = grids[_TRUTH]
     if isinstance(choice, Grid):
         return choice
     if choice not in ("coarser", "truth"):
         raise GridError("these grids cannot be compared", [f"grid={choice!r}; needed 'coarser', 'truth' or an xsm.Grid"])
     if all(_same_lattice(grid, first) for grid in grids.values()):
         return first
-    name = "truth" if choice == "truth" else max(grids, key=lambda name: _cell_size(grids[name]))
+    name = _TRUTH if choice == "truth" else max(grids, key=lambda name: _cell_size(grids[name]))
     target = grids[name]
     described = "; ".join(f"{label} on {grid}" for label, grid in grids.items())
     fix = "Type grid=xsm.Grid.regular(north, west, step, shape) for common cells"
@@ -560,7 +561,7 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
         turned = f". If these are west, south, east and north, type region={(region[3], *region[:3])}" if len(region) == 4 else ""
         raise GridError("this region cannot be used", [found + turned])
     north, west, south, east = region
-    truth = parts["truth"]
+    truth = parts[_TRUTH]
     latitude, longitude = truth["latitude"], truth["longitude"]
     width = (east - west) % 360 or 360.0
     inside = (latitude <= north) & (latitude >= south) & ((longitude - west) % 360 <= width)
