@@ -16,7 +16,7 @@ ROOT = Path(xsm.__file__).parent
 LAYERS = [  # upper to lower; a module may import from its own layer and from those below
     {"__main__", "accessor", "__init__"},
     {"forecasting", "training", "plotting", "verification"},
-    {"layouts"},
+    {"layouts", "terrain"},
     {"augmentation"},
     {"pretrained", "forecaster"},
     {"samples"},
