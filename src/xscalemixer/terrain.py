@@ -64,8 +64,8 @@ def adjust_to_terrain(
     -------
     xr.Dataset
         Those of the seven variables that ``ds`` has, and ``orog``: float32 in canonical units on the grid of the relief, with
-        dims ``(time, [member], ...)``, or ``(reference_time, lead_time, [member], ...)`` for forecasts of this library. Lazy where
-        ``ds`` is. Radiation is per horizontal area. The attribute ``assumptions`` lists what was converted or assumed.
+        dims ``(time, [member], ...)``, or ``(reference_time, lead_time, [member], ...)`` for forecasts of this library. Lazy
+        where ``ds`` is. Radiation is per horizontal area. The attribute ``assumptions`` lists what was converted or assumed.
 
     Raises
     ------
@@ -308,7 +308,7 @@ def _read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report:
         heights = heights if grid is None else regrid(heights, grid)
         own_grid = grid_of(heights)
     except GridError as error:
-        report.error("relief", "; ".join(error.problems), kind=GridError)
+        report.error("relief", ": ".join([error.task, *error.problems]), kind=GridError)
         return None
     return _complete(heights.load(), own_grid, report)
 
@@ -390,7 +390,7 @@ def _cover(data: xr.Dataset, relief: _Relief, report: Report) -> None:
     try:
         share = 1.0 - float(Regridder(source, relief.grid, "bilinear").covered.mean())
     except GridError as error:
-        report.error("relief", "; ".join(error.problems) or error.task, kind=GridError)
+        report.error("relief", ": ".join([error.task, *error.problems]), kind=GridError)
         return
     if share > 0:
         found = f"{100 * share:.2g} % of its cells lie outside the data ({source})"

@@ -1,0 +1,126 @@
+"""Terrain adjustment against the truth and against plain bilinear interpolation, and its cost.
+
+    python benchmarks/terrain.py --data DATA [--figure docs/terrain.png]
+
+DATA holds ``hrrr_idaho/*.grib2`` (3 km), ``gfs_2p5deg_2011011012_f120.grib2`` and ``statics/etopo5_relief.nc``. The HRRR analyses
+are averaged over 10 x 10 cells (30 km) and brought back to 3 km over their own orography. Scored are the cells between the
+outermost block centers, where nothing is extrapolated.
+"""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+import xscalemixer as xsm
+from xscalemixer.conform import conform
+from xscalemixer.grids import grid_of
+from xscalemixer.regridding import regrid
+from xscalemixer.variables import REGIONAL
+
+BLOCK = 10
+UNITS = {
+    "t2m": ("K", 1),
+    "u10": ("m/s", 1),
+    "v10": ("m/s", 1),
+    "wind speed": ("m/s", 1),
+    "q2m": ("g/kg", 1e3),
+    "sp": ("hPa", 1e-2),
+    "tcc": ("%", 100),
+    "ssrd": ("W/m2", 1),
+}
+
+
+def block_means(ds: xr.Dataset) -> xr.Dataset:
+    """Means over blocks of a curvilinear grid; rows and columns that fill no block are left out."""
+    return ds.coarsen(y=BLOCK, x=BLOCK, boundary="trim").mean()
+
+
+def with_speed(ds: xr.Dataset) -> xr.Dataset:
+    return ds.assign({"wind speed": np.hypot(ds["u10"], ds["v10"])})
+
+
+def hrrr(data: Path) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
+    """Truth, terrain-adjusted and bilinear fields on the 3 km grid, inner cells."""
+    raw = xsm.open(str(data / "hrrr_idaho" / "*.grib2"))
+    truth, report = conform(raw, REGIONAL)
+    report.raise_errors()
+    truth = truth.load()
+    coarse = block_means(truth)
+    rows, columns = (coarse.sizes[dim] * BLOCK for dim in ("y", "x"))
+    truth = truth.isel(y=slice(rows), x=slice(columns))
+    adjusted = xsm.adjust_to_terrain(coarse, truth["orog"], radiation_hours=0)
+    bilinear = regrid(coarse, grid_of(truth))
+    edge = slice(BLOCK // 2, -(BLOCK // 2))
+    return tuple(with_speed(ds).isel(y=edge, x=edge) for ds in (truth, adjusted, bilinear))
+
+
+def table(truth: xr.Dataset, adjusted: xr.Dataset, bilinear: xr.Dataset) -> str:
+    """Markdown: RMSE and bias of both by variable."""
+    lines = ["| variable | terrain, RMSE | bilinear, RMSE | change | terrain, bias | bilinear, bias |", "|---" * 6 + "|"]
+    for name, (unit, scale) in UNITS.items():
+        errors = [scale * (ds[name] - truth[name].values).values for ds in (adjusted, bilinear)]
+        rmse, bias = [float(np.sqrt((e**2).mean())) for e in errors], [float(e.mean()) for e in errors]
+        lines.append(f"| {name} ({unit}) | {rmse[0]:.3g} | {rmse[1]:.3g} | {100 * (rmse[0] / rmse[1] - 1):+.0f} % "
+                     f"| {bias[0]:+.2g} | {bias[1]:+.2g} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def slope_effect(truth: xr.Dataset, adjusted: xr.Dataset, bilinear: xr.Dataset) -> float:
+    """Regression of the truth on what relief does to radiation: near 1 if its model knows slopes and shadows, near 0 if not."""
+    ours, theirs = (ds["ssrd"].values - bilinear["ssrd"].values for ds in (adjusted, truth))
+    return float((ours * theirs).mean() / (ours**2).mean())
+
+
+def gfs(data: Path, hours: int) -> xr.Dataset:
+    """A 2.5 degree state carried to 0.05 degrees over the Hengduan Mountains, repeated for some hours."""
+    names = ["t2m", "u10", "v10", "sh2", "sp", "tcc", "sdswrf", "orog"]
+    state = xsm.open(str(data / "gfs_2p5deg_2011011012_f120.grib2"))[names].drop_vars(["step", "valid_time"], errors="ignore")
+    state = state.drop_vars("time").load()
+    times = np.datetime64("2011-01-15T00", "ns") + np.arange(1, hours + 1) * np.timedelta64(1, "h")
+    varying = [name for name in names if name != "orog"]
+    state = state.assign({name: state[name].expand_dims(time=times) for name in varying})
+    with xr.open_dataset(data / "statics" / "etopo5_relief.nc") as relief:
+        return state.scalemixer.terrain(relief, grid=xsm.Grid.regular("35.975", "94.025", "0.05", (240, 240)), radiation_hours=1)
+
+
+def figure(ds: xr.Dataset, path: Path) -> None:
+    """Relief, temperature, wind and radiation at one time."""
+    import matplotlib.pyplot as plt
+
+    fig, axes = plt.subplots(1, 4, figsize=(20, 4.6), layout="constrained")
+    panels = {
+        "relief (m)": (ds["orog"], "terrain"),
+        "2 m temperature (°C)": (ds["t2m"] - 273.15, "RdYlBu_r"),
+        "10 m wind speed (m/s)": (np.hypot(ds["u10"], ds["v10"]), "viridis"),
+        "short-wave radiation (W/m2)": (ds["ssrd"], "inferno"),
+    }
+    for ax, (title, (field, colors)) in zip(axes, panels.items(), strict=True):
+        mesh = ax.pcolormesh(ds["longitude"], ds["latitude"], field, cmap=colors)
+        fig.colorbar(mesh, ax=ax)
+        ax.set(title=title, aspect=1.15)
+    fig.savefig(path, dpi=70)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    truth, adjusted, bilinear = hrrr(options.data)
+    shape = " x ".join(str(truth.sizes[dim]) for dim in ("time", "y", "x"))
+    print(f"HRRR, 30 km to 3 km, {shape} values\n\n{table(truth, adjusted, bilinear)}\n")
+    print(f"slope effect in the radiation of HRRR itself: {slope_effect(truth, adjusted, bilinear):.2f} of ours\n")
+    start = time.perf_counter()
+    fine = gfs(options.data, 48).load()
+    seconds, memory = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"GFS 2.5 deg to 0.05 deg, 48 x 240 x 240: {seconds:.1f} s, peak {memory:.1f} GB with all libraries")
+    if options.figure:
+        figure(fine.isel(time=9), options.figure)
+
+
+if __name__ == "__main__":
+    main()
