@@ -202,7 +202,7 @@ def test_a_forecast_keeps_its_axes():
     )  # fmt: skip
     out = fc.scalemixer.terrain(relief())
     assert out["t2m"].dims == ("reference_time", "lead_time", "member", "latitude", "longitude")
-    np.testing.assert_array_equal(out["valid_time"], fc["valid_time"])
+    xr.testing.assert_identical(out["valid_time"], fc["valid_time"].drop_vars(set(fc["valid_time"].coords) - set(out.coords)))
     direct = coarse.scalemixer.terrain(relief())
     for name in REGIONAL.names:
         np.testing.assert_allclose(out[name][0, :, 1], direct[name], rtol=1e-4, atol=1e-4)
@@ -230,12 +230,28 @@ def test_curvilinear_relief(carried):
     assert float(np.abs(out["ssrd"].values - carried["ssrd"].values).mean()) < 0.3  # shadows begin elsewhere
 
 
-def test_instantaneous_radiation_is_told_by_grib_metadata():
+@pytest.mark.parametrize(
+    ("metadata", "found"),
+    [
+        ({}, "a mean over the hour that ends"),
+        ({"stepType": "instant"}, "instantaneous, as its GRIB metadata say"),
+        ({"stepType": "avg", "stepRange": "114-120"}, "a mean over 6 h"),
+    ],
+)
+def test_what_radiation_is_a_mean_over_is_told_by_grib_metadata(metadata, found):
     ds = world()
-    ds["ssrd"].attrs["GRIB_stepType"] = "instant"
-    assert "instantaneous, as its GRIB metadata say" in ds.scalemixer.terrain(relief()).attrs["assumptions"]
-    ds["ssrd"].attrs |= {"GRIB_stepType": "avg", "GRIB_stepRange": "114-120"}
-    assert "a mean over 6 hours" in ds.scalemixer.terrain(relief()).attrs["assumptions"]
+    ds["ssrd"].attrs |= {f"GRIB_{key}": value for key, value in metadata.items()}
+    out = ds.scalemixer.terrain(relief())
+    assert found in out.attrs["assumptions"]
+    hours = {"instant": 0, "avg": 6}.get(metadata.get("stepType"), 1)
+    xr.testing.assert_equal(out["ssrd"], world().scalemixer.terrain(relief(), radiation_hours=hours)["ssrd"])
+
+
+def test_means_over_intervals_of_several_lengths_are_refused():
+    ds = world()
+    ds["ssrd"].attrs |= {"GRIB_stepType": "avg", "GRIB_stepRange": "0-1 0-2 0-3"}
+    with pytest.raises(xsm.SchemaError, match="intervals 0-1 0-2 0-3.*radiation_hours=1"):
+        ds.scalemixer.terrain(relief())
 
 
 @pytest.mark.parametrize(

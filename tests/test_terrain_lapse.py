@@ -38,6 +38,6 @@ def test_gaps_are_left_at_the_standard_rate_and_times_do_not_mix():
     temperature = np.stack([290 - 3e-3 * HEIGHT, 290 - 3e-3 * HEIGHT])
     temperature[0, 4, 4] = np.nan
     rate = local_lapse_rate(temperature, HEIGHT, STEPS)
-    assert rate[0, 4, 5] == 6.5e-3
+    assert rate[0, 4, 5] == np.float32(6.5e-3)
     np.testing.assert_allclose(rate[1], 3e-3, rtol=1e-3)
     assert rate[0, 0, 0] == rate[1, 0, 0]

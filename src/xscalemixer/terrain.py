@@ -19,6 +19,7 @@ from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError
 from xscalemixer.grids import CurvilinearGrid, Grid, cell_steps, grid_of
+from xscalemixer.output import TIME_ATTRS
 from xscalemixer.physics import humidity, terrain, wind
 from xscalemixer.physics.lapse import local_lapse_rate
 from xscalemixer.physics.pressure import hypsometric_pressure
@@ -169,7 +170,7 @@ class _Coarse:
                 local_lapse_rate, data["t2m"], height=data["orog"].values, steps=cell_steps(self.grid), dims=self._dims
             )
         if "sp" in data:
-            fields["log_pressure"] = np.log(data["sp"].astype("f8"))
+            fields["log_pressure"] = np.log(data["sp"])
         if "q2m" in data:
             vapor = humidity.vapor_pressure(data["q2m"].clip(min=0), data["sp"])
             fields["relative_humidity"] = (vapor / humidity.saturation_vapor_pressure(data["t2m"])).clip(max=1.0)
@@ -240,9 +241,11 @@ def _carry_wind(smooth: xr.Dataset, relief: _Relief, rise: xr.DataArray, length:
 
 
 def _carry_light(smooth: xr.Dataset, relief: _Relief, coarse: _Coarse, pressure_ratio: xr.DataArray) -> xr.DataArray:
+    gradient, horizon, sky = relief.gradient, relief.horizon, relief.sky  # once, not in every chunk
+
     def shine(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        fluxes = insolation_on_relief(time.ravel(), *relief.places, relief.gradient, relief.horizon, coarse.hours)
-        return fluxes[0].reshape(*time.shape, *relief.grid.shape), fluxes[1].reshape(*time.shape, *relief.grid.shape)
+        level, lit = insolation_on_relief(time.ravel(), *relief.places, gradient, horizon, coarse.hours)
+        return level.reshape(*time.shape, *relief.grid.shape), lit.reshape(*time.shape, *relief.grid.shape)
 
     level, lit = xr.apply_ufunc(
         shine, coarse.times, output_core_dims=[relief.dims] * 2, dask="parallelized", output_dtypes=["f4", "f4"],
@@ -250,7 +253,7 @@ def _carry_light(smooth: xr.Dataset, relief: _Relief, coarse: _Coarse, pressure_
     )  # fmt: skip
     clearness = smooth["ssrd"] / smooth["insolation"].where(smooth["insolation"] > 0, np.inf)
     return xr.apply_ufunc(
-        short_wave_on_relief, clearness, level, lit, relief.sky, pressure_ratio, dask="parallelized", output_dtypes=["f4"]
+        short_wave_on_relief, clearness, level, lit, sky, pressure_ratio, dask="parallelized", output_dtypes=["f4"]
     )
 
 
@@ -262,7 +265,7 @@ def _by_field(function, array: xr.DataArray, *, dims: tuple[Hashable, ...], **kw
     """Apply a function of (..., H, W) arrays, lazily where the array is lazy."""
     whole = array.chunk(dict.fromkeys(dims, -1)) if array.chunks is not None else array
     return xr.apply_ufunc(
-        function, whole, input_core_dims=[dims], output_core_dims=[dims], kwargs=kwargs, dask="parallelized", output_dtypes=["f8"]
+        function, whole, input_core_dims=[dims], output_core_dims=[dims], kwargs=kwargs, dask="parallelized", output_dtypes=["f4"]
     )
 
 
@@ -285,8 +288,7 @@ def _describe(fine: dict[str, xr.DataArray], relief: _Relief, times: xr.DataArra
 def _read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> _Relief | None:
     """Heights on their grid, or on the one asked for; problems go to the report."""
     if isinstance(orography, xr.DataArray):
-        units = {key: orography.attrs[key] for key in ("units",) if key in orography.attrs}
-        orography = orography.rename("orog").to_dataset().assign(orog=lambda ds: ds["orog"].assign_attrs(units))
+        orography = orography.rename("orog").to_dataset()
     if not isinstance(orography, xr.Dataset):
         found = f"a {type(orography).__name__}"
         fix = 'Open it: xr.open_dataset("relief.nc"); or take the orography of another dataset: other["orog"].'
@@ -336,7 +338,10 @@ def _read_fields(ds: xr.Dataset, report: Report) -> xr.Dataset | None:
     """The variables that can be carried and the orography, in canonical form; problems go to the report."""
     own = Report("data")
     forecast = set(_FORECAST) <= set(ds.dims)
-    axes = to_mean_flux(ds, own)
+    flux = Report("")
+    axes = to_mean_flux(ds, flux)
+    if axes is not ds:  # else there was nothing to convert
+        own.extend(flux)
     axes = to_canonical_grid(axes if forecast else to_valid_time(axes, own), own)
     held = holdings(axes)
     names = [name for name in REGIONAL.names if name in held]
@@ -365,7 +370,8 @@ def _leading(forecast: bool) -> tuple[str, ...]:
 
 def _valid_time(fc: xr.Dataset) -> xr.DataArray:
     """Valid time of a forecast of this library, whose lead times are whole hours."""
-    return (fc["reference_time"] + fc["lead_time"].astype("timedelta64[h]")).reset_coords(drop=True)
+    valid = fc["reference_time"] + fc["lead_time"].astype("timedelta64[h]")
+    return valid.reset_coords(drop=True).drop_attrs().assign_attrs(TIME_ATTRS["valid_time"])
 
 
 def _radiation_hours(ds: xr.Dataset, report: Report) -> int:
@@ -373,15 +379,23 @@ def _radiation_hours(ds: xr.Dataset, report: Report) -> int:
     array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
     if array is None:
         return 1
-    if array.attrs.get("GRIB_stepType") == "instant":
+    kind, steps, unit = (array.attrs.get(f"GRIB_{key}") for key in ("stepType", "stepRange", "stepUnits"))
+    ranges = np.array(re.findall(r"(\d+)-(\d+)", str(steps)), dtype=int).reshape(-1, 2)
+    if kind == "instant":
         report.assume("ssrd", "instantaneous, as its GRIB metadata say")
         return 0
-    ranges = {int(b) - int(a) for a, b in re.findall(r"(\d+)-(\d+)", str(array.attrs.get("GRIB_stepRange", "")))}
-    if len(ranges) == 1 and array.attrs.get("GRIB_stepType") == "avg" and int(array.attrs.get("GRIB_stepUnits", 1)) == 1:
-        report.assume("ssrd", f"a mean over {max(ranges)} hours, as its GRIB metadata say")
-        return ranges.pop()
-    report.assume("ssrd", "a mean over the hour that ends at its time stamp")
-    return 1
+    if not ranges.size:
+        report.assume("ssrd", "a mean over the hour that ends at its time stamp")
+        return 1
+    lengths = set(ranges[:, 1] - ranges[:, 0])
+    if kind == "accum" and len(lengths) > 1:  # since the start of the forecast
+        lengths = set(np.diff(ranges[:, 1], prepend=ranges[0, 0]))
+    if len(lengths) > 1 or unit not in (None, 1):
+        fix = "Select steps of one kind, or say what it is: radiation_hours=1."
+        report.error("ssrd", f"its GRIB metadata give intervals {steps} (unit {unit})", "means over one number of hours", fix)
+        return 1
+    report.assume("ssrd", f"a mean over {max(lengths)} h, as its GRIB metadata say")
+    return int(max(lengths))
 
 
 def _cover(data: xr.Dataset, relief: _Relief, report: Report) -> None:
@@ -406,14 +420,15 @@ def _cropping(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) ->
     west, east = source.longitude_bounds[[0, -1]]
     lon = [value for value in target.longitude if (value - west) % 360 <= east - west]
     box = f"latitude=slice({lat[0]:.6g}, {lat[-1]:.6g}), longitude=slice({lon[0]:.6g}, {lon[-1]:.6g})"
-    return f"Crop it: orography.sel({box}), the latitudes in the order of the file; or give data of a larger area."
+    return f"Crop it: orography.sel({box}), latitudes the other way round if the file runs northward; or give more data."
 
 
 def _around(data: xr.Dataset, relief: _Relief) -> xr.Dataset:
     """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
     grid = grid_of(data)
     latitude, longitude = relief.places
-    west, width = longitude[:, 0].min(), np.ptp(np.unwrap(longitude, period=360.0, axis=1))
+    unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
+    west, width = unwrapped.min(), np.ptp(unwrapped)
     if isinstance(grid, Grid):
         north_south, east_west = (_MARGIN * step for step in grid.spacing)
         rows = _within(np.array(grid.latitude), latitude.min() - north_south, latitude.max() + north_south)

@@ -30,7 +30,7 @@ def local_lapse_rate(temperature: np.ndarray, height: np.ndarray, steps: np.ndar
 
     Returns
     -------
-    array, shape (..., H, W)
+    array, shape (..., H, W), float32
         K m-1, positive where it gets colder upward, within `LAPSE_RATE_BOUNDS`; the standard 6.5 K km-1 where a neighbor is NaN.
 
     Notes
@@ -61,7 +61,7 @@ def local_lapse_rate(temperature: np.ndarray, height: np.ndarray, steps: np.ndar
     scatter = residual / np.maximum(inside.sum(axis=0) - 4, 1) + _NOISE**2
     doubt = scatter / LAPSE_RATE_SPREAD**2
     rate = (LAPSE_RATE * doubt - covariance) / (variance_of_height + doubt)
-    return np.clip(np.where(np.isfinite(rate), rate, LAPSE_RATE), *LAPSE_RATE_BOUNDS)
+    return np.clip(np.where(np.isfinite(rate), rate, LAPSE_RATE), *LAPSE_RATE_BOUNDS).astype(np.float32)
 
 
 def _windows(height: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
