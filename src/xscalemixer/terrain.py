@@ -99,7 +99,7 @@ def adjust_to_terrain(
         "source": f"xscalemixer {__version__}, terrain adjustment of: {ds.attrs.get('source', 'not stated')}",
         "assumptions": json.dumps([*report.assumptions, f"interpolated: {smooth.attrs['regridding']}"]),
     }
-    return _describe(fine, relief, coarse.times).assign_attrs(attrs)
+    return _describe(fine, relief, coarse.data).assign_attrs(attrs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +158,8 @@ class _Coarse:
         """Valid times, in chunks where the data have them."""
         times = self.data["valid_time"] if "valid_time" in self.data.coords else self.data["time"]
         chunks = {dim: sizes for dim, sizes in self.data.chunksizes.items() if dim in times.dims}
-        return times.reset_coords(drop=True).chunk(chunks) if chunks else times.reset_coords(drop=True)
+        bare = xr.DataArray(times.values, dims=times.dims, attrs=times.attrs)  # an index would not be chunked
+        return bare.chunk(chunks) if chunks else bare
 
     @property
     def fields(self) -> xr.Dataset:
@@ -269,20 +270,17 @@ def _by_field(function, array: xr.DataArray, *, dims: tuple[Hashable, ...], **kw
     )
 
 
-def _describe(fine: dict[str, xr.DataArray], relief: _Relief, times: xr.DataArray) -> xr.Dataset:
-    """One dataset with CF attributes, variables in the order of the catalog's regional schema."""
-    statics = {"orog": relief.height} | ({} if relief.land is None else {"lsm": relief.land})
+def _describe(fine: dict[str, xr.DataArray], relief: _Relief, data: xr.Dataset) -> xr.Dataset:
+    """One dataset with CF attributes, variables in the order of the regional schema, time axes as the data have them."""
+    fields = {**fine, "orog": relief.height} | ({} if relief.land is None else {"lsm": relief.land})
     out = {}
-    for name in (*REGIONAL.names, *statics):
-        array = {**fine, **statics}.get(name)
-        if array is None:
-            continue
-        row = CATALOG[name]
-        lead = tuple(dim for dim in (*_FORECAST, "time", "member") if dim in array.dims)
+    for name in (name for name in (*REGIONAL.names, "orog", "lsm") if name in fields):
+        row, array = CATALOG[name], fields[name]
+        lead = (dim for dim in (*_FORECAST, "time", "member") if dim in array.dims)
         out[name] = array.astype("f4").transpose(*lead, *relief.dims).rename(name)
         out[name].attrs = {"standard_name": row.standard_name, "long_name": row.long_name, "units": row.units}
-    ds = xr.Dataset(out)
-    return ds.assign_coords(valid_time=times.compute()) if set(_FORECAST) & set(times.dims) else ds
+    axes = {name: data[name].variable for name in (*_FORECAST, "time", "member", "valid_time") if name in data.coords}
+    return xr.Dataset(out).assign_coords(axes)
 
 
 def _read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> _Relief | None:
@@ -371,7 +369,7 @@ def _leading(forecast: bool) -> tuple[str, ...]:
 def _valid_time(fc: xr.Dataset) -> xr.DataArray:
     """Valid time of a forecast of this library, whose lead times are whole hours."""
     valid = fc["reference_time"] + fc["lead_time"].astype("timedelta64[h]")
-    return valid.reset_coords(drop=True).drop_attrs().assign_attrs(TIME_ATTRS["valid_time"])
+    return valid.reset_coords(drop=True).drop_attrs(deep=False).assign_attrs(TIME_ATTRS["valid_time"])
 
 
 def _radiation_hours(ds: xr.Dataset, report: Report) -> int:
