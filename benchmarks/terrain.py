@@ -17,7 +17,8 @@ import xarray as xr
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
-from xscalemixer.grids import grid_of
+from xscalemixer.grids import cell_steps, grid_of
+from xscalemixer.physics import terrain, wind
 from xscalemixer.regridding import regrid
 from xscalemixer.variables import REGIONAL
 
@@ -39,12 +40,8 @@ def block_means(ds: xr.Dataset) -> xr.Dataset:
     return ds.coarsen(y=BLOCK, x=BLOCK, boundary="trim").mean()
 
 
-def with_speed(ds: xr.Dataset) -> xr.Dataset:
-    return ds.assign({"wind speed": np.hypot(ds["u10"], ds["v10"])})
-
-
-def hrrr(data: Path) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
-    """Truth, terrain-adjusted and bilinear fields on the 3 km grid, inner cells."""
+def hrrr(data: Path) -> tuple[xr.Dataset, xr.Dataset]:
+    """Truth at 3 km and its means over 30 km."""
     raw = xsm.open(str(data / "hrrr_idaho" / "*.grib2"))
     truth, report = conform(raw, REGIONAL)
     report.raise_errors()
@@ -52,10 +49,31 @@ def hrrr(data: Path) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
     coarse = block_means(truth)
     rows, columns = (coarse.sizes[dim] * BLOCK for dim in ("y", "x"))
     truth = truth.isel(y=slice(rows), x=slice(columns))
-    adjusted = xsm.adjust_to_terrain(coarse, truth["orog"], radiation_hours=0)
-    bilinear = regrid(coarse, grid_of(truth))
+    return truth, coarse
+
+
+def inner(ds: xr.Dataset) -> xr.Dataset:
+    """Cells between the outermost block centers, with wind speed."""
     edge = slice(BLOCK // 2, -(BLOCK // 2))
-    return tuple(with_speed(ds).isel(y=edge, x=edge) for ds in (truth, adjusted, bilinear))
+    return ds.assign({"wind speed": np.hypot(ds["u10"], ds["v10"])}).isel(y=edge, x=edge)
+
+
+def steps(truth: xr.Dataset, coarse: xr.Dataset) -> str:
+    """Root mean square errors of single steps: fixed lapse rates, and the parts of the wind adjustment (vector)."""
+    grid, bilinear = grid_of(truth), regrid(coarse, grid_of(truth))
+    rise, ground = truth["orog"] - bilinear["orog"], cell_steps(grid)
+    rmse = lambda ds: np.sqrt(((inner(ds) - inner(truth).drop_vars(["latitude", "longitude"])) ** 2).mean())
+    fixed = {rate: float(rmse(bilinear.assign(t2m=bilinear["t2m"] - rate / 1000 * rise))["t2m"]) for rate in (4.5, 6.5)}
+    free = bilinear["u10"].values, bilinear["v10"].values
+    hills = terrain.gradient(truth["orog"].values, ground), terrain.curvature(truth["orog"].values, ground)
+    balance = wind.MassBalance(wind.layer_depth(rise.values), ground, np.sqrt(grid_of(coarse).area.mean()))
+    weighted = wind.over_relief(*free, *hills)
+    parts = {"bilinear": free, "weights": weighted, "mass": balance(*free, *free), "both": balance(*weighted, *free)}
+    lines = [f"t2m with {rate} K km-1: {error:.3f} K" for rate, error in fixed.items()]
+    for name, (u, v) in parts.items():
+        error = rmse(bilinear.assign(u10=(bilinear["u10"].dims, u), v10=(bilinear["v10"].dims, v)))
+        lines.append(f"wind, {name}: {float(np.hypot(error['u10'], error['v10'])):.3f} m/s")
+    return "\n".join(lines)
 
 
 def table(truth: xr.Dataset, adjusted: xr.Dataset, bilinear: xr.Dataset) -> str:
@@ -115,9 +133,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    truth, adjusted, bilinear = hrrr(options.data)
+    whole, coarse = hrrr(options.data)
+    adjusted = xsm.adjust_to_terrain(coarse, whole["orog"], radiation_hours=0)
+    truth, adjusted, bilinear = (inner(ds) for ds in (whole, adjusted, regrid(coarse, grid_of(whole))))
     shape = " x ".join(str(truth.sizes[dim]) for dim in ("time", "y", "x"))
     print(f"HRRR, 30 km to 3 km, {shape} values\n\n{table(truth, adjusted, bilinear)}\n")
+    print(f"{steps(whole, coarse)}\n")
     print(f"slope effect in the radiation of HRRR itself: {slope_effect(truth, adjusted, bilinear):.2f} of ours\n")
     fine, seconds = gfs(options.data, 48)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
