@@ -211,6 +211,16 @@ def test_a_forecast_keeps_its_axes():
         np.testing.assert_allclose(out[name][0, :, 1], direct[name], rtol=1e-4, atol=1e-4)
 
 
+def test_gaps_in_the_data_stay_gaps():
+    ds = world().load()
+    ds["t2m"][0, 5, 5] = ds["u10"][1, 5, 5] = np.nan  # 35 N, 80 E: outside the relief
+    ds["t2m"][1, 8, 12] = ds["u10"][1, 8, 12] = np.nan  # 32 N, 87 E: inside
+    out = ds.scalemixer.terrain(relief())
+    assert not out.isel(time=[0, 2]).isnull().any().to_array().any()
+    share = out.isel(time=1).isnull().mean()
+    assert 0.1 < float(share["t2m"]) == float(share["u10"]) < 0.15 and not share["tcc"]
+
+
 def test_some_variables_are_enough():
     out = world()[["t2m", "orog"]].scalemixer.terrain(relief())
     assert list(out) == ["t2m", "orog"]
@@ -260,7 +270,7 @@ def test_means_over_intervals_of_several_lengths_are_refused():
 @pytest.mark.parametrize(
     ("change", "heights", "message"),
     [
-        (lambda ds: ds.drop_vars("orog"), relief(), r"orog: no orography.*Add the orography"),
+        (lambda ds: ds.drop_vars("orog"), relief(), r"orog: no orography.*ds.rename\(z=\"orog\"\)"),
         (lambda ds: ds.drop_vars("t2m"), relief(), r"q2m: found without t2m.*\n.*sp: found without t2m"),
         (lambda ds: ds, relief(west=-120.0), r"do not overlap.*source 20 x 25"),
         (lambda ds: ds, relief(west=97.0), r"relief: \d+ % of its cells lie outside the data.*orography.sel\(latitude=slice\(34"),

@@ -95,3 +95,10 @@ def test_divergence_of_the_coarse_flow_is_kept():
 
 def test_divergence_of_a_known_flow():
     np.testing.assert_allclose(balance().divergence(2e-4 * EAST, -3e-4 * NORTH), -1e-4, rtol=1e-9)
+
+
+def test_a_gap_stays_where_it_is():
+    u = np.full(SHAPE, 5.0)
+    u[10, 12] = np.nan
+    adjusted = balance(HILL, 20e3)(*over(HILL, u, FLAT), u, FLAT)
+    assert [np.argwhere(np.isnan(part)).tolist() for part in adjusted] == [[[10, 12]], [[10, 12]]]

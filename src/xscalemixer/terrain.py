@@ -351,10 +351,9 @@ def _read_fields(ds: xr.Dataset, report: Report) -> xr.Dataset | None:
         listed = ", ".join(map(str, ds.data_vars)) or "no variables"
         own.error("variables", f"nothing to carry among {listed}", f"at least one of {', '.join(REGIONAL.names)}")
     if Inventory(axes, Report("")).find(CATALOG["orog"]) is None:
-        fix = 'Add the orography of the model they come from: ds.assign(orog=...), with attrs["units"].'
-        own.error(
-            "orog", "no orography, so nobody knows at which height the data are", "surface_altitude on the grid of the data", fix
-        )
+        found = "no orography, so nobody knows at which height the data are"
+        fix = 'Add that of their model: ds.assign(orog=...) with units; or ds.rename(z="orog") if z is surface geopotential.'
+        own.error("orog", found, "surface_altitude on the grid of the data", fix)
     fields = translate(axes, Schema.of(*names, "orog"), own, dims=_leading(forecast)) if own.ok else None
     report.extend(own, "data: ")
     if fields is None or not own.ok:

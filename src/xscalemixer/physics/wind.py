@@ -123,6 +123,7 @@ class MassBalance:
         u, v : array, shape (..., H, W)
         """
         excess = self.divergence(self.depth * u, self.depth * v) - LAYER_DEPTH * self.divergence(free_u, free_v)
+        excess = np.where(np.isfinite(excess), excess, 0.0)  # beside a gap nothing is known; the wind in it stays NaN
         slopes = np.stack(np.gradient(self._solve(-excess), axis=(-2, -1)))
         east, north = (self._ways[0, k] * slopes[0] + self._ways[1, k] * slopes[1] for k in (0, 1))
         return u + east / self.depth, v + north / self.depth
