@@ -17,6 +17,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"__main__", "accessor", "__init__"},
     {"forecasting", "training", "plotting", "verification"},
     {"layouts", "terrain"},
+    {"relief"},
     {"augmentation"},
     {"pretrained", "forecaster"},
     {"samples"},

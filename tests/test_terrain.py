@@ -286,6 +286,11 @@ def test_what_cannot_be_done_is_said(change, heights, message):
         change(world()).scalemixer.terrain(heights)
 
 
+def test_radiation_hours_are_whole():
+    with pytest.raises(xsm.SchemaError, match="radiation_hours: -1. Needed: a whole number"):
+        world().scalemixer.terrain(relief(), radiation_hours=-1)
+
+
 def test_all_problems_are_listed_at_once():
     with pytest.raises(xsm.InputError, match=r"\(2 problems\)(?s:.*)heights are missing(?s:.*)no orography"):
         world().drop_vars("orog").scalemixer.terrain(relief().where(relief()["longitude"] > 85))

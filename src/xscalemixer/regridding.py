@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xscalemixer.errors import GridError
-from xscalemixer.grids import CurvilinearGrid, Grid, cell_edges, grid_of, unit_vectors
+from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_edges, grid_of, unit_vectors
 from xscalemixer.projections import EARTH_RADIUS, grid_mappings, is_grid_relative, to_projection
 
 if TYPE_CHECKING:
@@ -342,11 +342,7 @@ def _same(one: Grid | CurvilinearGrid, other: Grid | CurvilinearGrid) -> bool:
 
 def _points(grid: Grid | CurvilinearGrid) -> np.ndarray:
     """Cell centers as unit vectors, shape (H, W, 3)."""
-    return grid.points if isinstance(grid, CurvilinearGrid) else unit_vectors(*_mesh(grid))
-
-
-def _mesh(grid: Grid) -> list[np.ndarray]:
-    return np.meshgrid(*_axes(grid), indexing="ij")
+    return unit_vectors(*cell_centers(grid))
 
 
 def _axes(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -411,8 +407,7 @@ def _scattered(source: Grid, target: CurvilinearGrid) -> _General:
 def _projected(source: CurvilinearGrid, target: Grid | CurvilinearGrid, crs: CRS) -> _General:
     """Bilinear in the plane of the projection, where rows and columns are straight."""
     y_axis, x_axis = source.axes
-    places = (target.latitude, target.longitude) if isinstance(target, CurvilinearGrid) else _mesh(target)
-    y, x = to_projection(crs, *(coordinate.ravel() for coordinate in places))
+    y, x = to_projection(crs, *(coordinate.ravel() for coordinate in cell_centers(target)))
     rows = _locate(y_axis, cell_edges(y_axis), y)
     columns = _locate(x_axis, cell_edges(x_axis), x, wrap=crs.is_geographic)
     return _between_corners(rows, columns, source.shape, target.shape)

@@ -18,7 +18,7 @@ from xscalemixer.conform.match import Inventory
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError
-from xscalemixer.grids import CurvilinearGrid, Grid, cell_steps, grid_of
+from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps, grid_of
 from xscalemixer.output import TIME_ATTRS
 from xscalemixer.physics import humidity, terrain, wind
 from xscalemixer.physics.lapse import local_lapse_rate
@@ -27,6 +27,7 @@ from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.physics.sunlight import insolation_on_relief, short_wave_on_relief
 from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import Regridder, regrid
+from xscalemixer.relief import Relief, read_relief
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, REGIONAL, Schema
 
@@ -84,9 +85,9 @@ def adjust_to_terrain(
     """
     require_dataset(ds)
     report = Report("terrain")
-    relief = _read_relief(orography, grid, report)
+    relief = read_relief(orography, grid, report)
     data = _read_fields(ds, report)
-    hours = _radiation_hours(ds, report) if radiation_hours is None else radiation_hours
+    hours = _radiation_hours(ds, radiation_hours, report)
     if relief is not None and data is not None:
         _cover(data, relief, report)
     report.raise_errors(_TASK)
@@ -100,41 +101,6 @@ def adjust_to_terrain(
         "assumptions": json.dumps([*report.assumptions, f"interpolated: {smooth.attrs['regridding']}"]),
     }
     return _describe(fine, relief, coarse.data).assign_attrs(attrs)
-
-
-@dataclass(frozen=True, eq=False)
-class _Relief:
-    """Heights and all that follows from them alone; each is computed once, when needed."""
-
-    height: xr.DataArray
-    land: xr.DataArray | None
-    grid: Grid | CurvilinearGrid
-
-    @property
-    def dims(self) -> tuple[Hashable, ...]:
-        return self.height.dims
-
-    @cached_property
-    def places(self) -> tuple[np.ndarray, np.ndarray]:
-        """Latitude and longitude of every cell."""
-        return _places(self.grid)
-
-    @cached_property
-    def steps(self) -> np.ndarray:
-        return cell_steps(self.grid)
-
-    @cached_property
-    def gradient(self) -> np.ndarray:
-        return terrain.gradient(self.height.values, self.steps)
-
-    @cached_property
-    def horizon(self) -> np.ndarray:
-        return terrain.horizon_angles(self.height.values, self.steps)
-
-    @cached_property
-    def sky(self) -> xr.DataArray:
-        """Sky view per horizontal area."""
-        return self.height.copy(data=terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +152,7 @@ class _Coarse:
 
 def _insolation(times: xr.DataArray, grid: Grid | CurvilinearGrid, dims: tuple[Hashable, ...], hours: int) -> xr.DataArray:
     """Insolation of level ground, dims of ``times`` and then ``dims``."""
-    latitude, longitude = _places(grid)
+    latitude, longitude = cell_centers(grid)
     return xr.apply_ufunc(
         lambda time: hourly_insolation(time.ravel(), latitude, longitude, hours).reshape(*time.shape, *grid.shape),
         times,
@@ -197,7 +163,7 @@ def _insolation(times: xr.DataArray, grid: Grid | CurvilinearGrid, dims: tuple[H
     )
 
 
-def _carry(smooth: xr.Dataset, relief: _Relief, coarse: _Coarse) -> dict[str, xr.DataArray]:
+def _carry(smooth: xr.Dataset, relief: Relief, coarse: _Coarse) -> dict[str, xr.DataArray]:
     """The seven variables on the relief, as far as there is something to make them of."""
     rise = relief.height - smooth["orog"].load()
     fine = {}
@@ -226,7 +192,7 @@ def _carry_pressure(smooth: xr.Dataset, t2m: xr.DataArray, rise: xr.DataArray) -
     return {"sp": moist, "q2m": at(moist)}
 
 
-def _carry_wind(smooth: xr.Dataset, relief: _Relief, rise: xr.DataArray, length: float) -> tuple[xr.DataArray, xr.DataArray]:
+def _carry_wind(smooth: xr.Dataset, relief: Relief, rise: xr.DataArray, length: float) -> tuple[xr.DataArray, xr.DataArray]:
     balance = wind.MassBalance(wind.layer_depth(rise.values.astype(float)), relief.steps, length)
     curvature = terrain.curvature(relief.height.values, relief.steps)
 
@@ -241,7 +207,7 @@ def _carry_wind(smooth: xr.Dataset, relief: _Relief, rise: xr.DataArray, length:
     )  # fmt: skip
 
 
-def _carry_light(smooth: xr.Dataset, relief: _Relief, coarse: _Coarse, pressure_ratio: xr.DataArray) -> xr.DataArray:
+def _carry_light(smooth: xr.Dataset, relief: Relief, coarse: _Coarse, pressure_ratio: xr.DataArray) -> xr.DataArray:
     gradient, horizon, sky = relief.gradient, relief.horizon, relief.sky  # once, not in every chunk
 
     def shine(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +236,7 @@ def _by_field(function, array: xr.DataArray, *, dims: tuple[Hashable, ...], **kw
     )
 
 
-def _describe(fine: dict[str, xr.DataArray], relief: _Relief, data: xr.Dataset) -> xr.Dataset:
+def _describe(fine: dict[str, xr.DataArray], relief: Relief, data: xr.Dataset) -> xr.Dataset:
     """One dataset with CF attributes, variables in the order of the regional schema, time axes as the data have them."""
     fields = {**fine, "orog": relief.height} | ({} if relief.land is None else {"lsm": relief.land})
     out = {}
@@ -281,55 +247,6 @@ def _describe(fine: dict[str, xr.DataArray], relief: _Relief, data: xr.Dataset) 
         out[name].attrs = {"standard_name": row.standard_name, "long_name": row.long_name, "units": row.units}
     axes = {name: data[name].variable for name in (*_FORECAST, "time", "member", "valid_time") if name in data.coords}
     return xr.Dataset(out).assign_coords(axes)
-
-
-def _read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> _Relief | None:
-    """Heights on their grid, or on the one asked for; problems go to the report."""
-    if isinstance(orography, xr.DataArray):
-        orography = orography.rename("orog").to_dataset()
-    if not isinstance(orography, xr.Dataset):
-        found = f"a {type(orography).__name__}"
-        fix = 'Open it: xr.open_dataset("relief.nc"); or take the orography of another dataset: other["orog"].'
-        report.error("relief", found, "an xarray.Dataset or DataArray with heights in m", fix)
-        return None
-    own = Report("relief")
-    heights = to_canonical_grid(orography, own)
-    names = [name for name in ("orog", "lsm") if Inventory(heights, Report("")).find(CATALOG[name]) is not None]
-    if "orog" not in names:
-        found = f"no heights among {', '.join(map(str, orography.data_vars)) or 'no variables'}"
-        own.error("orog", found, "surface_altitude in m", 'Name them: orography.rename({"NAME": "orog"}), or give the DataArray.')
-    if own.ok:
-        heights = translate(heights, Schema.of(*names), own, dims=())
-    report.extend(own, "relief: ")
-    if not own.ok:
-        return None
-    heights = _without_sea_floor(heights, report)
-    try:
-        heights = heights if grid is None else regrid(heights, grid)
-        own_grid = grid_of(heights)
-    except GridError as error:
-        report.error("relief", ": ".join([error.task, *error.problems]), kind=GridError)
-        return None
-    return _complete(heights.load(), own_grid, report)
-
-
-def _complete(heights: xr.Dataset, grid: Grid | CurvilinearGrid, report: Report) -> _Relief | None:
-    missing = np.isnan(heights["orog"].values)
-    if missing.any():
-        found = f"{missing.sum()} of {missing.size} heights are missing (NaN)"
-        fix = "Fill them where they are sea: orography.fillna(0.0); else crop to where heights are known."
-        report.error("relief", found, "a height in every cell", fix, kind=GridError)
-        return None
-    return _Relief(heights["orog"], heights.get("lsm"), grid)
-
-
-def _without_sea_floor(heights: xr.Dataset, report: Report) -> xr.Dataset:
-    below = heights["orog"] < 0
-    sea = below & (heights["lsm"] < 0.5) if "lsm" in heights else below
-    count = int(sea.sum())
-    if count:
-        report.assume("relief", f"{count} heights below zero taken as sea and set to 0")
-    return heights.assign(orog=heights["orog"].where(~sea, 0.0))
 
 
 def _read_fields(ds: xr.Dataset, report: Report) -> xr.Dataset | None:
@@ -371,8 +288,12 @@ def _valid_time(fc: xr.Dataset) -> xr.DataArray:
     return valid.reset_coords(drop=True).drop_attrs(deep=False).assign_attrs(TIME_ATTRS["valid_time"])
 
 
-def _radiation_hours(ds: xr.Dataset, report: Report) -> int:
-    """Hours over which radiation is averaged, from GRIB metadata where they are."""
+def _radiation_hours(ds: xr.Dataset, asked: int | None, report: Report) -> int:
+    """Hours over which radiation is averaged: as asked, or from GRIB metadata where they are."""
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, int | np.integer) or asked < 0:
+            report.error("radiation_hours", f"{asked!r}", "a whole number of hours, 0 for an instantaneous flux")
+        return asked
     array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
     if array is None:
         return 1
@@ -395,7 +316,7 @@ def _radiation_hours(ds: xr.Dataset, report: Report) -> int:
     return int(max(lengths))
 
 
-def _cover(data: xr.Dataset, relief: _Relief, report: Report) -> None:
+def _cover(data: xr.Dataset, relief: Relief, report: Report) -> None:
     """Put into the report how much of the relief lies outside the data."""
     source = grid_of(data)
     try:
@@ -420,7 +341,7 @@ def _cropping(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) ->
     return f"Crop it: orography.sel({box}), latitudes the other way round if the file runs northward; or give more data."
 
 
-def _around(data: xr.Dataset, relief: _Relief) -> xr.Dataset:
+def _around(data: xr.Dataset, relief: Relief) -> xr.Dataset:
     """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
     grid = grid_of(data)
     latitude, longitude = relief.places
@@ -445,11 +366,3 @@ def _around(data: xr.Dataset, relief: _Relief) -> xr.Dataset:
 
 def _within(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.flatnonzero((values >= low) & (values <= high))
-
-
-def _places(grid: Grid | CurvilinearGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Latitude and longitude of every cell in degrees, shape (H, W) each."""
-    if isinstance(grid, CurvilinearGrid):
-        return grid.latitude, grid.longitude
-    latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
-    return latitude, longitude
