@@ -36,3 +36,12 @@ def test_extension_downward_follows_the_standard_atmosphere():
 def test_extension_to_the_same_level_changes_nothing():
     above = np.array([1e4, 1.5e4])
     np.testing.assert_array_equal(p.extend_geopotential(above, 850.0, 270.0, 850.0), above)
+
+
+def test_hypsometric_equation_agrees_with_any_lapse_rate_and_undoes_itself():
+    standard = p.pressure_at_altitude(90000.0, 1000.0, 3000.0, 268.65)
+    assert p.hypsometric_pressure(90000.0, 2000.0, 281.65, 268.65) == pytest.approx(standard, rel=1e-7)
+    isothermal = 90000.0 * np.exp(-p.GRAVITY * 2000.0 / (p.R_DRY * 250.0))
+    assert p.hypsometric_pressure(90000.0, 2000.0, 250.0, 250.0) == pytest.approx(isothermal)
+    there = p.hypsometric_pressure(90000.0, -1500.0, 270.0, 290.0)
+    assert p.hypsometric_pressure(there, 1500.0, 290.0, 270.0) == pytest.approx(90000.0)

@@ -511,3 +511,21 @@ def test_arome_file_onto_a_regular_grid(shared_data):
     for name in ("t", "t2m"):
         assert out[name].notnull().all()
         assert one[name].min() <= out[name].min() <= out[name].max() <= one[name].max()
+
+
+def test_onto_a_curvilinear_grid():
+    target = CurvilinearGrid(*np.broadcast_arrays(*np.meshgrid([41.3, 40.1], [358.5, 359.9, 361.0], indexing="ij")))
+    out = regrid(dataset(GLOBAL), target)
+    assert out["t"].dims[-2:] == ("y", "x") and grid_of(out).shape == (2, 3)
+    straight = regrid(dataset(GLOBAL), Grid((41.3, 40.1), (358.5, 359.9, 361.0)), method="bilinear")
+    np.testing.assert_allclose(out["t"], straight["t"], rtol=1e-6)
+
+
+def test_from_one_curvilinear_grid_onto_another_keeps_a_linear_field():
+    y, x = np.arange(0.0, -90e3, -10e3), np.arange(0.0, 80e3, 10e3)
+    source, target = (CurvilinearGrid(*from_projection(LAMBERT, *np.meshgrid(b, a, indexing="ij")), LAMBERT)
+                      for b, a in ((y, x), (y[1:-1] + 3e3, x[1:-1] + 4e3)))  # fmt: skip
+    field = np.add.outer(2 * y, -x)
+    np.testing.assert_allclose(Regridder(source, target)(field), np.add.outer(2 * (y[1:-1] + 3e3), -(x[1:-1] + 4e3)), atol=1e-3)
+    with pytest.raises(GridError, match=r"cannot be averaged over(?s:.*)needed method='bilinear'"):
+        Regridder(source, target, "conservative")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xscalemixer.physics.solar import SOLAR_CONSTANT, cos_zenith, hourly_insolation
+from xscalemixer.physics.solar import SOLAR_CONSTANT, cos_zenith, hourly_insolation, normal_insolation, sun_direction
 
 LAT, LON = np.linspace(89, -89, 90)[:, None], np.arange(0, 360, 5.0)[None, :]
 
@@ -53,3 +53,25 @@ def test_turning_the_earth_is_waiting():
     later = hourly_insolation(np.array(["2021-05-01T13"], "datetime64[h]"), LAT, LON - 15.0)
     now = hourly_insolation(np.array(["2021-05-01T12"], "datetime64[h]"), LAT, LON)
     np.testing.assert_allclose(later, now, atol=0.5)
+
+
+def test_direction_to_the_sun_is_a_unit_vector_whose_height_is_the_zenith_angle():
+    times = np.arange("2020-02-03T00", "2020-02-04T00", 3, dtype="datetime64[h]")
+    east, north, up = sun_direction(times, LAT, LON)
+    np.testing.assert_allclose(east**2 + north**2 + up**2, 1.0)
+    np.testing.assert_allclose(up, cos_zenith(times, LAT, LON), atol=1e-12)
+
+
+@pytest.mark.parametrize(("hour", "azimuth"), [("06:07", 90.0), ("12:07", 180.0), ("18:07", 270.0)])
+def test_the_sun_goes_from_east_through_south_to_west(hour, azimuth):
+    time = np.array([f"2021-03-20T{hour}"], "datetime64[s]")  # equinox
+    east, north, _ = sun_direction(time, np.array([[45.0]]), np.array([[0.0]]))
+    assert np.rad2deg(np.arctan2(east, north))[0, 0, 0] % 360 == pytest.approx(azimuth, abs=0.2)
+
+
+def test_insolation_of_an_instant_and_of_a_plane_that_faces_the_sun():
+    time = np.array(["2021-01-03T12:00", "2021-07-05T12:00"], "datetime64[s]")  # perihelion and aphelion
+    np.testing.assert_allclose(normal_insolation(time) / SOLAR_CONSTANT, [1.0344, 0.9673], rtol=1e-3)
+    instant = hourly_insolation(time, LAT, LON, hours=0)
+    expected = normal_insolation(time)[:, None, None] * np.maximum(cos_zenith(time, LAT, LON), 0)
+    np.testing.assert_allclose(instant, expected, rtol=1e-6, atol=1e-4)

@@ -13,6 +13,7 @@ from xscalemixer._version import __version__
 _LAZY = {
     "open": "readers",
     "sample": "readers",
+    "adjust_to_terrain": "terrain",
     "regrid": "regridding",
     "Grid": "grids",
     "Report": "report",

@@ -44,6 +44,10 @@ class DatasetAccessor:
         """See `xscalemixer.plot`."""
         return xscalemixer.plot(self._ds, *args, **kwargs)
 
+    def terrain(self, orography: xr.Dataset | xr.DataArray, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.adjust_to_terrain`."""
+        return xscalemixer.adjust_to_terrain(self._ds, orography, **kwargs)
+
     def to_weatherbench2(self) -> xr.Dataset:
         """See `xscalemixer.to_weatherbench2`."""
         return xscalemixer.to_weatherbench2(self._ds)

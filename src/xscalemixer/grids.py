@@ -16,7 +16,7 @@ from xscalemixer.projections import EARTH_RADIUS, crs_of, to_projection
 if TYPE_CHECKING:
     from pyproj import CRS
 
-__all__ = ["CurvilinearGrid", "Grid", "cell_edges", "grid_of", "unit_vectors"]
+__all__ = ["CurvilinearGrid", "Grid", "cell_centers", "cell_edges", "cell_steps", "grid_of", "unit_vectors"]
 
 _RECTILINEAR = 0.01  # share of a cell by which projected rows and columns may wander (rounded coordinates do)
 
@@ -272,6 +272,35 @@ def grid_of(ds: xr.Dataset) -> Grid | CurvilinearGrid:
         [f"latitude has dimensions {latitude.dims} and longitude {longitude.dims}; needed ('latitude',) and ('longitude',), "
          "or the same two dimensions for both. Scattered points (stations, reduced Gaussian grids) must be gridded first"],
     )  # fmt: skip
+
+
+def cell_centers(grid: Grid | CurvilinearGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Latitude and longitude of every cell in degrees, shape (H, W) each."""
+    if isinstance(grid, CurvilinearGrid):
+        return grid.latitude, grid.longitude
+    latitude, longitude = np.meshgrid(grid.latitude, grid.longitude, indexing="ij")
+    return latitude, longitude
+
+
+def cell_steps(grid: Grid | CurvilinearGrid) -> np.ndarray:
+    """Displacement on the ground from one cell to the next.
+
+    Parameters
+    ----------
+    grid : Grid or CurvilinearGrid
+
+    Returns
+    -------
+    array, shape (2, 2, H, W)
+        m; first axis: to the next row, to the next column; second axis: eastward and northward part. Half the way between
+        both neighbors, one-sided at the edges.
+    """
+    latitude, longitude = cell_centers(grid)
+    lat, lon = np.deg2rad(latitude), np.deg2rad(longitude)
+    ways = EARTH_RADIUS * np.stack(np.gradient(unit_vectors(latitude, longitude), axis=(0, 1)))
+    east = np.stack([-np.sin(lon), np.cos(lon), np.zeros_like(lon)], axis=-1)
+    north = np.stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)], axis=-1)
+    return np.stack([(ways * east).sum(-1), (ways * north).sum(-1)], axis=1)
 
 
 def cell_edges(centers: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Regridding onto latitude-longitude grids: bilinear and conservative weights as sparse matrices, applied lazily."""
+"""Regridding: bilinear and conservative weights as sparse matrices, applied lazily."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from xscalemixer.errors import GridError
-from xscalemixer.grids import CurvilinearGrid, Grid, cell_edges, grid_of, unit_vectors
+from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_edges, grid_of, unit_vectors
 from xscalemixer.projections import EARTH_RADIUS, grid_mappings, is_grid_relative, to_projection
 
 if TYPE_CHECKING:
@@ -99,11 +99,10 @@ class Regridder:
 
     Parameters
     ----------
-    source : Grid or CurvilinearGrid
-    target : Grid
+    source, target : Grid or CurvilinearGrid
     method : "auto", "bilinear" or "conservative"
         "auto" is replaced by "conservative" when target cells are at least twice as large as source cells, else by
-        "bilinear".
+        "bilinear", which is all there is onto a curvilinear grid.
     min_valid : float
         Conservative: a target cell needs this share of its area inside the source, and this share of that free of NaN.
     backend : "auto", "builtin" or "xesmf"
@@ -130,7 +129,7 @@ class Regridder:
     """
 
     source: Grid | CurvilinearGrid
-    target: Grid
+    target: Grid | CurvilinearGrid
     method: Method = "auto"
     min_valid: float = 0.5
     backend: Backend = "auto"
@@ -142,7 +141,7 @@ class Regridder:
         if not 0 < self.min_valid <= 1:
             raise GridError("this regridding is not known", [f"min_valid={self.min_valid}; needed a share above 0 and up to 1"])
         if self.method == "auto":
-            coarser = _cell_ratio(self.source, self.target) >= _COARSER
+            coarser = isinstance(self.target, Grid) and _cell_ratio(self.source, self.target) >= _COARSER
             object.__setattr__(self, "method", "conservative" if coarser else "bilinear")
         if self.weights is None:
             object.__setattr__(self, "weights", _build(self.source, self.target, self.method, self.backend))
@@ -225,19 +224,19 @@ class Regridder:
 
 def regrid(
     ds: xr.Dataset,
-    target: Grid | Regridder,
+    target: Grid | CurvilinearGrid | Regridder,
     *,
     method: Method = "auto",
     backend: Backend = "auto",
 ) -> xr.Dataset:
-    """Bring every horizontal field of a dataset onto a latitude-longitude grid.
+    """Bring every horizontal field of a dataset onto another grid.
 
     Parameters
     ----------
     ds : xr.Dataset
         Canonical: coordinates ``latitude`` (north to south) and ``longitude`` (west to east), 1-D or both 2-D. Winds must
         be eastward and northward already, see `xscalemixer.projections.rotate_winds`.
-    target : Grid or Regridder
+    target : Grid, CurvilinearGrid or Regridder
         Where to; a `Regridder` brings its own weights, method and backend.
     method, backend : str
         See `Regridder`.
@@ -245,8 +244,9 @@ def regrid(
     Returns
     -------
     xr.Dataset
-        Same variables, attributes, dtypes and other coordinates, with ``latitude`` and ``longitude`` as the last two
-        dimensions; lazy where ``ds`` is, in chunks of whole fields. NaN outside the source. The attribute ``regridding``
+        Same variables, attributes, dtypes and other coordinates, with ``latitude`` and ``longitude`` (``y`` and ``x`` on a
+        curvilinear grid) as the last two dimensions; lazy where ``ds`` is, in chunks of whole fields. NaN outside the source.
+        The attribute ``regridding``
         says what was done. Descriptions of the source grid (its bounds, grid mapping, GRIB grid keys) are left behind.
 
     Raises
@@ -274,12 +274,13 @@ def _move(array: xr.DataArray, regridder: Regridder, dims: tuple[Hashable, ...])
     """Regrid one variable over all its other dimensions at once, lazily if it is lazy."""
     if array.chunks is not None:
         array = array.chunk(dict.fromkeys(dims, -1))
-    sizes = dict(zip(("latitude", "longitude"), regridder.target.shape, strict=True))
+    target = ("y", "x") if isinstance(regridder.target, CurvilinearGrid) else ("latitude", "longitude")
+    sizes = dict(zip(target, regridder.target.shape, strict=True))
     moved = xr.apply_ufunc(
         regridder,
         array,
         input_core_dims=[dims],
-        output_core_dims=[("latitude", "longitude")],
+        output_core_dims=[target],
         exclude_dims=set(dims),
         keep_attrs=False,
         dask="parallelized",
@@ -313,9 +314,14 @@ def _check_fields(fields: xr.Dataset, dims: tuple[Hashable, ...], source: Grid |
         raise GridError("this dataset cannot be regridded", problems)
 
 
-def _coordinates(grid: Grid) -> dict[str, xr.Variable]:
+def _coordinates(grid: Grid | CurvilinearGrid) -> dict[str, xr.Variable]:
     latitude = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
     longitude = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
+    if isinstance(grid, CurvilinearGrid):
+        attributes = {"latitude": latitude, "longitude": longitude}
+        del latitude["axis"], longitude["axis"]
+        places = {name: xr.Variable(("y", "x"), getattr(grid, name), attrs) for name, attrs in attributes.items()}
+        return places if grid.crs is None else {**places, "crs": xr.Variable((), 0, grid.crs.to_cf())}
     return {
         "latitude": xr.Variable("latitude", np.array(grid.latitude), latitude),
         "longitude": xr.Variable("longitude", np.array(grid.longitude), longitude),
@@ -336,7 +342,7 @@ def _same(one: Grid | CurvilinearGrid, other: Grid | CurvilinearGrid) -> bool:
 
 def _points(grid: Grid | CurvilinearGrid) -> np.ndarray:
     """Cell centers as unit vectors, shape (H, W, 3)."""
-    return grid.points if isinstance(grid, CurvilinearGrid) else unit_vectors(*np.meshgrid(*_axes(grid), indexing="ij"))
+    return unit_vectors(*cell_centers(grid))
 
 
 def _axes(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
@@ -356,13 +362,18 @@ def _cell_ratio(source: Grid | CurvilinearGrid, target: Grid) -> float:
     return float(EARTH_RADIUS**2 * np.deg2rad(1.0) ** 2 * size * shrink / source.area.mean())
 
 
-def _build(source: Grid | CurvilinearGrid, target: Grid, method: str, backend: str) -> _Separable | _General:
+def _build(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid, method: str, backend: str) -> _Separable | _General:
     if backend == "xesmf":
         return _xesmf(source, target, method)
+    if method == "conservative" and isinstance(target, CurvilinearGrid):
+        raise GridError(
+            "cells of a curvilinear grid cannot be averaged over",
+            ["needed method='bilinear', or a target on a latitude-longitude grid: xsm.Grid.regular(north, west, step, shape)"],
+        )
     if method == "conservative":
         return _overlaps(source, target) if isinstance(source, Grid) else _pieces(source, target)
     if isinstance(source, Grid):
-        return _bilinear(source, target)
+        return _bilinear(source, target) if isinstance(target, Grid) else _scattered(source, target)
     if source.crs is not None:
         return _projected(source, target, source.crs)
     if backend == "auto" and all(find_spec(name) for name in ("xesmf", "esmpy")):
@@ -384,10 +395,19 @@ def _bilinear(source: Grid, target: Grid) -> _Separable:
     return _Separable(_interpolation(*rows, latitude.size), _interpolation(*columns, longitude.size))
 
 
-def _projected(source: CurvilinearGrid, target: Grid, crs: CRS) -> _General:
+def _scattered(source: Grid, target: CurvilinearGrid) -> _General:
+    """Bilinear in latitude and longitude, at points that follow neither."""
+    latitude, longitude = _axes(source)
+    rows = _locate(latitude, source.latitude_bounds, target.latitude.ravel())
+    wrap = {"wrap": True, "periodic": source.periodic}
+    columns = _locate(longitude, source.longitude_bounds, target.longitude.ravel(), **wrap)
+    return _General(_corners(rows, columns, source.shape), target.shape)
+
+
+def _projected(source: CurvilinearGrid, target: Grid | CurvilinearGrid, crs: CRS) -> _General:
     """Bilinear in the plane of the projection, where rows and columns are straight."""
     y_axis, x_axis = source.axes
-    y, x = to_projection(crs, *(points.ravel() for points in np.meshgrid(*_axes(target), indexing="ij")))
+    y, x = to_projection(crs, *(coordinate.ravel() for coordinate in cell_centers(target)))
     rows = _locate(y_axis, cell_edges(y_axis), y)
     columns = _locate(x_axis, cell_edges(x_axis), x, wrap=crs.is_geographic)
     return _General(_corners(rows, columns, source.shape), target.shape)

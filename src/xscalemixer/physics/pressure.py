@@ -15,6 +15,7 @@ __all__ = [
     "R_DRY",
     "extend_geopotential",
     "geopotential",
+    "hypsometric_pressure",
     "pressure_at_altitude",
     "standard_geopotential",
 ]
@@ -57,6 +58,35 @@ def pressure_at_altitude(pressure: Array, altitude_from: Array, altitude_to: Arr
     """
     temperature_from = temperature_to + LAPSE_RATE * (altitude_to - altitude_from)
     return pressure * (temperature_to / temperature_from) ** (GRAVITY / (R_DRY * LAPSE_RATE))
+
+
+def hypsometric_pressure(pressure: Array, rise: Array, temperature_from: Array, temperature_to: Array) -> Array:
+    """Pressure at the other end of a layer, from the virtual temperatures at both ends (hypsometric equation).
+
+    Parameters
+    ----------
+    pressure : array
+        Pa, at the end to start from.
+    rise : array
+        m from there to the other end, negative downward.
+    temperature_from, temperature_to : array
+        Virtual temperature at both ends in K, linear in height between them.
+
+    Returns
+    -------
+    array
+        Pa.
+
+    Notes
+    -----
+    p2 = p1 exp(-g rise / (R Tm)) with the logarithmic mean Tm of both temperatures, approximated to better than 1 mK by
+    (4 sqrt(T1 T2) + T1 + T2) / 6 (Carlson 1972, doi:10.2307/2317088).
+
+    >>> round(hypsometric_pressure(101325.0, 1000.0, 288.15, 281.65))
+    89875
+    """
+    mean = (4.0 * np.sqrt(temperature_from * temperature_to) + temperature_from + temperature_to) / 6.0
+    return pressure * np.exp(-GRAVITY * rise / (R_DRY * mean))
 
 
 def extend_geopotential(geopotential_above: Array, pressure_above: Array, temperature_above: Array, pressure: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["SOLAR_CONSTANT", "cos_zenith", "hourly_insolation"]
+__all__ = ["SOLAR_CONSTANT", "cos_zenith", "hourly_insolation", "normal_insolation", "sun_direction"]
 
 SOLAR_CONSTANT = 1361.0  # W m-2, Kopp and Lean (2011), doi:10.1029/2010GL045777
 
@@ -43,7 +43,7 @@ def hourly_insolation(time: np.ndarray, latitude: np.ndarray, longitude: np.ndar
     latitude, longitude : array, broadcastable to (H, W)
         Degrees north and east.
     hours : int
-        Length of the interval.
+        Length of the interval; 0 for the instant.
 
     Returns
     -------
@@ -51,12 +51,34 @@ def hourly_insolation(time: np.ndarray, latitude: np.ndarray, longitude: np.ndar
         Mean of six ten-minute midpoints per hour; zero where the sun stays down.
     """
     time = np.atleast_1d(time)
-    minutes = np.arange(5, 60 * hours, 10)
+    minutes = np.arange(5, 60 * hours, 10) if hours else np.zeros(1, dtype=int)
     samples = time[:, None] - minutes.astype("timedelta64[m]")
     total = np.zeros(())
     for sample in samples.T:  # a loop over ten-minute samples keeps memory at one field per time
         total = total + np.maximum(cos_zenith(sample, latitude, longitude), 0.0) / _sun(sample)[2][:, None, None] ** 2
     return (SOLAR_CONSTANT * total / minutes.size).astype("f4")
+
+
+def sun_direction(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Unit vector toward the sun: its eastward, northward and upward parts; arguments as for `cos_zenith`.
+
+    Returns
+    -------
+    array, shape (3, T, H, W), float64
+        The last part is `cos_zenith`.
+    """
+    declination, hour_at_greenwich, _ = (part[:, None, None] for part in _sun(time))
+    lat, hour = np.deg2rad(latitude), hour_at_greenwich + np.deg2rad(longitude)
+    toward_equator = np.cos(declination) * np.cos(hour)
+    east = -np.cos(declination) * np.sin(hour)
+    north = np.cos(lat) * np.sin(declination) - np.sin(lat) * toward_equator
+    up = np.sin(lat) * np.sin(declination) + np.cos(lat) * toward_equator
+    return np.stack([np.broadcast_to(east, up.shape), north, up])
+
+
+def normal_insolation(time: np.ndarray) -> np.ndarray:
+    """Solar flux through a plane that faces the sun, at the top of the atmosphere, W m-2, shape (T,) -> (T,)."""
+    return SOLAR_CONSTANT / _sun(time)[2] ** 2
 
 
 def _sun(time: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,368 @@
+"""From coarse surface fields to real relief: published physics of height, slope and shadow, onto any grid of heights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer._version import __version__
+from xscalemixer.conform import holdings, require_dataset, translate
+from xscalemixer.conform.grid import to_canonical_grid
+from xscalemixer.conform.match import Inventory
+from xscalemixer.conform.radiation import to_mean_flux
+from xscalemixer.conform.time import to_valid_time
+from xscalemixer.errors import GridError
+from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps, grid_of
+from xscalemixer.output import TIME_ATTRS
+from xscalemixer.physics import humidity, terrain, wind
+from xscalemixer.physics.lapse import local_lapse_rate
+from xscalemixer.physics.pressure import hypsometric_pressure
+from xscalemixer.physics.solar import hourly_insolation
+from xscalemixer.physics.sunlight import insolation_on_relief, short_wave_on_relief
+from xscalemixer.projections import EARTH_RADIUS
+from xscalemixer.regridding import Regridder, regrid
+from xscalemixer.relief import Relief, read_relief
+from xscalemixer.report import Report
+from xscalemixer.variables import CATALOG, REGIONAL, Schema
+
+__all__ = ["adjust_to_terrain"]
+
+_TASK = "this dataset cannot be carried to this terrain"
+_NEEDS = {"u10": ("v10",), "v10": ("u10",), "sp": ("t2m",), "q2m": ("t2m", "sp"), "ssrd": ("t2m", "sp")}
+_MARGIN = 3  # cells of the data kept around the relief, so that lapse rates see their neighbors
+_FORECAST = ("reference_time", "lead_time")
+
+
+def adjust_to_terrain(
+    ds: xr.Dataset,
+    orography: xr.Dataset | xr.DataArray,
+    *,
+    grid: Grid | CurvilinearGrid | None = None,
+    radiation_hours: int | None = None,
+) -> xr.Dataset:
+    """Carry coarse surface fields to a fine grid with real relief.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        Any of t2m, u10 and v10, q2m, sp, tcc and ssrd, or what they follow from, and its own orography; in any layout, also
+        a forecast. Other variables are left out.
+    orography : xr.Dataset or xr.DataArray
+        Heights in m, or surface geopotential, on the grid to go to: latitudes and longitudes, or curvilinear. Heights below
+        zero are sea and become 0; where a land fraction ``lsm`` comes with them, only if there is less than half land.
+    grid : Grid or CurvilinearGrid, optional
+        Where to go instead; the heights are regridded there first.
+    radiation_hours : int, optional
+        ``ssrd`` is the mean over so many hours that end at its time stamp; 0: it is instantaneous. By default what GRIB
+        metadata say, else 1.
+
+    Returns
+    -------
+    xr.Dataset
+        Those of the seven variables that ``ds`` has, and ``orog``: float32 in canonical units on the grid of the relief, with
+        dims ``(time, [member], ...)``, or ``(reference_time, lead_time, [member], ...)`` for forecasts of this library. Lazy
+        where ``ds`` is. Radiation is per horizontal area. The attribute ``assumptions`` lists what was converted or assumed.
+
+    Raises
+    ------
+    SchemaError, GridError, TimeError
+        If the relief, the orography of the data or a variable that another one needs is missing, heights have gaps, or the data
+        do not cover the relief; all problems at once.
+
+    Notes
+    -----
+    Everything is first interpolated bilinearly. ``t2m`` follows the local lapse rate of the data (`xscalemixer.physics.lapse`),
+    ``sp`` the hypsometric equation with virtual temperatures, ``q2m`` constant relative humidity over water, at most
+    saturated. The wind gets weights of slope and curvature and is then made to conserve mass (`xscalemixer.physics.wind`).
+    ``ssrd`` is its clearness index times the insolation of the fine grid, the direct part changed by slope, shadow and pressure,
+    the diffuse part by the sky view (`xscalemixer.physics.sunlight`). ``tcc`` stays as it is.
+    """
+    require_dataset(ds)
+    report = Report("terrain")
+    relief = read_relief(orography, grid, report)
+    data = _read_fields(ds, report)
+    hours = _radiation_hours(ds, radiation_hours, report)
+    if relief is not None and data is not None:
+        _cover(data, relief, report)
+    report.raise_errors(_TASK)
+    coarse = _Coarse(_around(data, relief), hours)
+    smooth = regrid(coarse.fields, relief.grid)
+    fine = _carry(smooth, relief, coarse)
+    attrs = {
+        "Conventions": "CF-1.11",
+        "title": "surface fields carried to relief",
+        "source": f"xscalemixer {__version__}, terrain adjustment of: {ds.attrs.get('source', 'not stated')}",
+        "assumptions": json.dumps([*report.assumptions, f"interpolated: {smooth.attrs['regridding']}"]),
+    }
+    return _describe(fine, relief, coarse.data).assign_attrs(attrs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Coarse:
+    """The data, and what has to be known of them before interpolation."""
+
+    data: xr.Dataset
+    hours: int
+
+    @cached_property
+    def grid(self) -> Grid | CurvilinearGrid:
+        return grid_of(self.data)
+
+    @cached_property
+    def spacing(self) -> float:
+        """Typical distance of cells in m."""
+        return float(np.sqrt(self.grid.area.mean()))
+
+    @cached_property
+    def times(self) -> xr.DataArray:
+        """Valid times, in chunks where the data have them."""
+        times = self.data["valid_time"] if "valid_time" in self.data.coords else self.data["time"]
+        chunks = {dim: sizes for dim, sizes in self.data.chunksizes.items() if dim in times.dims}
+        bare = xr.DataArray(times.values, dims=times.dims, attrs=times.attrs)  # an index would not be chunked
+        return bare.chunk(chunks) if chunks else bare
+
+    @property
+    def fields(self) -> xr.Dataset:
+        """What is interpolated: winds, clouds and temperature themselves, the rest as it is most nearly linear."""
+        data = self.data
+        fields = {name: data[name] for name in ("orog", "t2m", "u10", "v10", "q2m", "tcc", "ssrd") if name in data}
+        if "t2m" in data:
+            fields["lapse_rate"] = _by_field(
+                local_lapse_rate, data["t2m"], height=data["orog"].values, steps=cell_steps(self.grid), dims=self._dims
+            )
+        if "sp" in data:
+            fields["log_pressure"] = np.log(data["sp"])
+        if "q2m" in data:
+            vapor = humidity.vapor_pressure(data["q2m"].clip(min=0), data["sp"])
+            fields["relative_humidity"] = (vapor / humidity.saturation_vapor_pressure(data["t2m"])).clip(max=1.0)
+        if "ssrd" in data:
+            fields["insolation"] = _insolation(self.times, self.grid, self._dims, self.hours)
+        return data.drop_vars(list(data.data_vars)).assign(fields)
+
+    @property
+    def _dims(self) -> tuple[Hashable, ...]:
+        return self.data["orog"].dims
+
+
+def _insolation(times: xr.DataArray, grid: Grid | CurvilinearGrid, dims: tuple[Hashable, ...], hours: int) -> xr.DataArray:
+    """Insolation of level ground, dims of ``times`` and then ``dims``."""
+    latitude, longitude = cell_centers(grid)
+    return xr.apply_ufunc(
+        lambda time: hourly_insolation(time.ravel(), latitude, longitude, hours).reshape(*time.shape, *grid.shape),
+        times,
+        output_core_dims=[dims],
+        dask="parallelized",
+        dask_gufunc_kwargs={"output_sizes": dict(zip(dims, grid.shape, strict=True))},
+        output_dtypes=[np.float32],
+    )
+
+
+def _carry(smooth: xr.Dataset, relief: Relief, coarse: _Coarse) -> dict[str, xr.DataArray]:
+    """The seven variables on the relief, as far as there is something to make them of."""
+    rise = relief.height - smooth["orog"].load()
+    fine = {}
+    if "t2m" in smooth:
+        fine["t2m"] = smooth["t2m"] - smooth["lapse_rate"] * rise
+    if "log_pressure" in smooth:
+        fine |= _carry_pressure(smooth, fine["t2m"], rise)
+    if "u10" in smooth:
+        fine["u10"], fine["v10"] = _carry_wind(smooth, relief, rise, coarse.spacing)
+    if "tcc" in smooth:
+        fine["tcc"] = smooth["tcc"].clip(0.0, 1.0)
+    if "ssrd" in smooth:
+        pressure_ratio = fine["sp"] / np.exp(smooth["log_pressure"])
+        fine["ssrd"] = _carry_light(smooth, relief, coarse, pressure_ratio)
+    return fine
+
+
+def _carry_pressure(smooth: xr.Dataset, t2m: xr.DataArray, rise: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Pressure, and humidity where the data have it."""
+    pressure, below = np.exp(smooth["log_pressure"]), smooth["t2m"]
+    dry = hypsometric_pressure(pressure, rise, below, t2m)
+    if "relative_humidity" not in smooth:
+        return {"sp": dry}
+    at = lambda p: humidity.specific_humidity_from_relative_humidity(smooth["relative_humidity"], t2m, p)
+    moist = hypsometric_pressure(pressure, rise, _virtual(below, smooth["q2m"]), _virtual(t2m, at(dry)))
+    return {"sp": moist, "q2m": at(moist)}
+
+
+def _carry_wind(smooth: xr.Dataset, relief: Relief, rise: xr.DataArray, length: float) -> tuple[xr.DataArray, xr.DataArray]:
+    balance = wind.MassBalance(wind.layer_depth(rise.values.astype(float)), relief.steps, length)
+    curvature = terrain.curvature(relief.height.values, relief.steps)
+
+    def blow(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        adjusted = balance(*wind.over_relief(u, v, relief.gradient, curvature), u, v)
+        return adjusted[0].astype("f4"), adjusted[1].astype("f4")
+
+    core = [relief.dims]
+    return xr.apply_ufunc(
+        blow, smooth["u10"], smooth["v10"], input_core_dims=core * 2, output_core_dims=core * 2,
+        dask="parallelized", output_dtypes=["f4", "f4"],
+    )  # fmt: skip
+
+
+def _carry_light(smooth: xr.Dataset, relief: Relief, coarse: _Coarse, pressure_ratio: xr.DataArray) -> xr.DataArray:
+    gradient, horizon, sky = relief.gradient, relief.horizon, relief.sky  # once, not in every chunk
+
+    def shine(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        level, lit = insolation_on_relief(time.ravel(), *relief.places, gradient, horizon, coarse.hours)
+        return level.reshape(*time.shape, *relief.grid.shape), lit.reshape(*time.shape, *relief.grid.shape)
+
+    level, lit = xr.apply_ufunc(
+        shine, coarse.times, output_core_dims=[relief.dims] * 2, dask="parallelized", output_dtypes=["f4", "f4"],
+        dask_gufunc_kwargs={"output_sizes": dict(zip(relief.dims, relief.grid.shape, strict=True))},
+    )  # fmt: skip
+    clearness = smooth["ssrd"] / smooth["insolation"].where(smooth["insolation"] > 0, np.inf)
+    return xr.apply_ufunc(
+        short_wave_on_relief, clearness, level, lit, sky, pressure_ratio, dask="parallelized", output_dtypes=["f4"]
+    )
+
+
+def _virtual(temperature: xr.DataArray, specific_humidity: xr.DataArray) -> xr.DataArray:
+    return temperature * (1.0 + (1.0 / humidity.EPSILON - 1.0) * specific_humidity)
+
+
+def _by_field(function, array: xr.DataArray, *, dims: tuple[Hashable, ...], **kwargs) -> xr.DataArray:
+    """Apply a function of (..., H, W) arrays, lazily where the array is lazy."""
+    whole = array.chunk(dict.fromkeys(dims, -1)) if array.chunks is not None else array
+    return xr.apply_ufunc(
+        function, whole, input_core_dims=[dims], output_core_dims=[dims], kwargs=kwargs, dask="parallelized", output_dtypes=["f4"]
+    )
+
+
+def _describe(fine: dict[str, xr.DataArray], relief: Relief, data: xr.Dataset) -> xr.Dataset:
+    """One dataset with CF attributes, variables in the order of the regional schema, time axes as the data have them."""
+    fields = {**fine, "orog": relief.height} | ({} if relief.land is None else {"lsm": relief.land})
+    out = {}
+    for name in (name for name in (*REGIONAL.names, "orog", "lsm") if name in fields):
+        row, array = CATALOG[name], fields[name]
+        lead = (dim for dim in (*_FORECAST, "time", "member") if dim in array.dims)
+        out[name] = array.astype("f4").transpose(*lead, *relief.dims).rename(name)
+        out[name].attrs = {"standard_name": row.standard_name, "long_name": row.long_name, "units": row.units}
+    axes = {name: data[name].variable for name in (*_FORECAST, "time", "member", "valid_time") if name in data.coords}
+    return xr.Dataset(out).assign_coords(axes)
+
+
+def _read_fields(ds: xr.Dataset, report: Report) -> xr.Dataset | None:
+    """The variables that can be carried and the orography, in canonical form; problems go to the report."""
+    own = Report("data")
+    forecast = set(_FORECAST) <= set(ds.dims)
+    flux = Report("")
+    axes = to_mean_flux(ds, flux)
+    if axes is not ds:  # else there was nothing to convert
+        own.extend(flux)
+    axes = to_canonical_grid(axes if forecast else to_valid_time(axes, own), own)
+    held = holdings(axes)
+    names = [name for name in REGIONAL.names if name in held]
+    lacking = {name: [other for other in _NEEDS.get(name, ()) if other not in names] for name in names}
+    for name, others in ((name, others) for name, others in lacking.items() if others):
+        needed = " and ".join(others)
+        own.error(name, f"found without {needed}", f"{needed} too", f'Add what is missing, or ds.drop_vars("{name}").')
+    if not names:
+        listed = ", ".join(map(str, ds.data_vars)) or "no variables"
+        own.error("variables", f"nothing to carry among {listed}", f"at least one of {', '.join(REGIONAL.names)}")
+    if Inventory(axes, Report("")).find(CATALOG["orog"]) is None:
+        found = "no orography, so nobody knows at which height the data are"
+        fix = 'Add that of their model: ds.assign(orog=...) with units; or ds.rename(z="orog") if z is surface geopotential.'
+        own.error("orog", found, "surface_altitude on the grid of the data", fix)
+    fields = translate(axes, Schema.of(*names, "orog"), own, dims=_leading(forecast)) if own.ok else None
+    report.extend(own, "data: ")
+    if fields is None or not own.ok:
+        return None
+    return fields.assign_coords(valid_time=_valid_time(ds)) if forecast else fields
+
+
+def _leading(forecast: bool) -> tuple[str, ...]:
+    return (*_FORECAST, "member") if forecast else ("time", "member")
+
+
+def _valid_time(fc: xr.Dataset) -> xr.DataArray:
+    """Valid time of a forecast of this library, whose lead times are whole hours."""
+    valid = fc["reference_time"] + fc["lead_time"].astype("timedelta64[h]")
+    return valid.reset_coords(drop=True).drop_attrs(deep=False).assign_attrs(TIME_ATTRS["valid_time"])
+
+
+def _radiation_hours(ds: xr.Dataset, asked: int | None, report: Report) -> int:
+    """Hours over which radiation is averaged: as asked, or from GRIB metadata where they are."""
+    if asked is not None:
+        if isinstance(asked, bool) or not isinstance(asked, int | np.integer) or asked < 0:
+            report.error("radiation_hours", f"{asked!r}", "a whole number of hours, 0 for an instantaneous flux")
+        return asked
+    array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
+    if array is None:
+        return 1
+    kind, steps, unit = (array.attrs.get(f"GRIB_{key}") for key in ("stepType", "stepRange", "stepUnits"))
+    ranges = np.array(re.findall(r"(\d+)-(\d+)", str(steps)), dtype=int).reshape(-1, 2)
+    if kind == "instant":
+        report.assume("ssrd", "instantaneous, as its GRIB metadata say")
+        return 0
+    if not ranges.size:
+        report.assume("ssrd", "a mean over the hour that ends at its time stamp")
+        return 1
+    lengths = set(ranges[:, 1] - ranges[:, 0])
+    if kind == "accum" and len(lengths) > 1:  # since the start of the forecast
+        lengths = set(np.diff(ranges[:, 1], prepend=ranges[0, 0]))
+    if len(lengths) > 1 or unit not in (None, 1):
+        fix = "Select steps of one kind, or say what it is: radiation_hours=1."
+        report.error("ssrd", f"its GRIB metadata give intervals {steps} (unit {unit})", "means over one number of hours", fix)
+        return 1
+    report.assume("ssrd", f"a mean over {max(lengths)} h, as its GRIB metadata say")
+    return int(max(lengths))
+
+
+def _cover(data: xr.Dataset, relief: Relief, report: Report) -> None:
+    """Put into the report how much of the relief lies outside the data."""
+    source = grid_of(data)
+    try:
+        share = 1.0 - float(Regridder(source, relief.grid, "bilinear").covered.mean())
+    except GridError as error:
+        report.error("relief", ": ".join([error.task, *error.problems]), kind=GridError)
+        return
+    if share > 0:
+        found = f"{100 * share:.2g} % of its cells lie outside the data ({source})"
+        report.error(
+            "relief", found, f"a relief inside them; it is {relief.grid}", _cropping(source, relief.grid), kind=GridError
+        )
+
+
+def _cropping(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) -> str:
+    if not (isinstance(source, Grid) and isinstance(target, Grid)):
+        return "Crop the relief, or give data of a larger area."
+    lat = [value for value in target.latitude if source.latitude_bounds[-1] <= value <= source.latitude_bounds[0]]
+    west, east = source.longitude_bounds[[0, -1]]
+    lon = [value for value in target.longitude if (value - west) % 360 <= east - west]
+    box = f"latitude=slice({lat[0]:.6g}, {lat[-1]:.6g}), longitude=slice({lon[0]:.6g}, {lon[-1]:.6g})"
+    return f"Crop it: orography.sel({box}), latitudes the other way round if the file runs northward; or give more data."
+
+
+def _around(data: xr.Dataset, relief: Relief) -> xr.Dataset:
+    """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
+    grid = grid_of(data)
+    latitude, longitude = relief.places
+    unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
+    west, width = unwrapped.min(), np.ptp(unwrapped)
+    if isinstance(grid, Grid):
+        north_south, east_west = (_MARGIN * step for step in grid.spacing)
+        rows = _within(np.array(grid.latitude), latitude.min() - north_south, latitude.max() + north_south)
+        around = (np.array(grid.longitude) - west + east_west) % 360
+        columns = np.argsort(around)[: int((around <= width + 2 * east_west).sum())]
+        if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
+            return data
+        moved = ("longitude", around[columns] + west - east_west, data["longitude"].attrs)
+        return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
+    margin = np.rad2deg(_MARGIN * np.sqrt(grid.area.max()) / EARTH_RADIUS)
+    inside = (grid.latitude > latitude.min() - margin) & (grid.latitude < latitude.max() + margin)
+    margin = margin / np.cos(np.deg2rad(grid.latitude))
+    inside &= (grid.longitude - west + margin) % 360 < width + 2 * margin
+    rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    return data.isel(y=slice(rows[0], rows[-1] + 1), x=slice(columns[0], columns[-1] + 1))
+
+
+def _within(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    return np.flatnonzero((values >= low) & (values <= high))
