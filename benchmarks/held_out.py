@@ -4,7 +4,8 @@
 
 DATA holds the packed twin world (``global_*.nc`` and ``regional_*.nc``, see docs/models.md). A start counts only if its
 history and its 48 hours lie in a test period. The climatology is that of the training days within 15 days of the day
-of year, for each cell and hour of day. Everything is done by public functions: `hindcast`, `persistence_forecast`, `climatology_forecast`, `score` and `plot`.
+of year, for each cell and hour of day. Everything is done by public functions: `hindcast`, `persistence_forecast`,
+`climatology_forecast`, `score` and `plot`.
 """
 
 import argparse

@@ -258,7 +258,7 @@ def _read_fields(ds: xr.Dataset, report: Report) -> xr.Dataset | None:
     if axes is not ds:  # else there was nothing to convert
         own.extend(flux)
     axes = to_canonical_grid(axes if forecast else to_valid_time(axes, own), own)
-    held = holdings(axes)
+    held = holdings(axes).levels
     names = [name for name in REGIONAL.names if name in held]
     lacking = {name: [other for other in _NEEDS.get(name, ()) if other not in names] for name in names}
     for name, others in ((name, others) for name, others in lacking.items() if others):
