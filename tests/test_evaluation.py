@@ -175,7 +175,12 @@ FOREIGN = {
     "models": (lambda fc, truth: (two(fc), truth, {}), "model a: the store has None"),
     "forecast": (lambda fc, truth: (raised(fc, 1), truth, {}), "model forecast: the store has '1 members"),
     "truth": (lambda fc, truth: (fc, raised(truth, 1), {}), "model forecast: the store has"),
+    "middle": (lambda fc, truth: (fc, warmer_at(truth, 2), {}), "model forecast: the store has"),
 }  # fmt: skip
+
+
+def warmer_at(truth, place):
+    return truth.assign(t2m=(truth["t2m"] + (np.arange(5) == place)[:, None, None]).assign_attrs(truth["t2m"].attrs))
 
 
 @pytest.mark.parametrize(("change", "message"), FOREIGN.values(), ids=FOREIGN)
@@ -184,6 +189,18 @@ def test_another_evaluation_is_not_resumed(fc, truth, tmp_path, change, message)
     forecasts, other, keywords = change(fc, truth)
     with pytest.raises(InputError, match=f"holds another set of results and cannot be resumed(?s:.)*{message}"):
         xsm.score(forecasts, other, to=tmp_path / "s.zarr", resume=True, **keywords)
+
+
+def test_another_climatology_is_not_resumed(fc, truth, tmp_path):
+    normal = xsm.climatology(truth)
+    xsm.score(fc, truth, climatology=normal, to=tmp_path / "s.zarr")
+    with pytest.raises(InputError, match="climatology: the store has"):
+        xsm.score(fc, truth, climatology=raised(normal, 1), to=tmp_path / "s.zarr", resume=True)
+
+
+def test_metrics_of_a_climatology_are_rescored(fc, truth, tmp_path):
+    sc = xsm.score(fc, truth, climatology=xsm.climatology(truth), metrics=["activity"], to=tmp_path / "s.zarr")
+    xr.testing.assert_identical(xsm.rescore(tmp_path / "s.zarr"), sc)
 
 
 def test_stores_are_not_overwritten_by_accident(fc, truth, tmp_path):

@@ -585,8 +585,8 @@ def test_intervals_weigh_fields_with_their_reports():
     errors = np.where(np.arange(20) % 2, 3.0, 1.0)[:, None, None, None]
     observed = np.where(np.arange(20)[:, None] % 2, [280, np.nan], [280.0, 280.0])
     models = {"a": forecast(280 + errors, starts=starts, leads=[6]), "b": forecast(280, starts=starts, leads=[6])}
-    sc = xsm.score(models, reports(observed, times), skill_against="b", metrics=["mae"], block=20)
-    for side in ("_low", "", "_high"):  # one block of all starts: every resample is the sample
+    sc = xsm.score(models, reports(observed, times), skill_against="b", metrics=["mae"], block=10)
+    for side in ("_low", "", "_high"):  # every block has as many of both kinds: every resample is the sample
         np.testing.assert_allclose(sc["t2m"].sel(model="a", metric=f"mae_difference{side}"), (2 * 1 + 3) / 3, rtol=1e-6)
 
 
@@ -685,6 +685,55 @@ def test_radiation_over_different_times_is_not_compared(fc, truth):
     )
     with pytest.raises(SchemaError, match=r"truth 6 h \(the spacing of its times, none stated\)(?s:.)*cell_methods"):
         xsm.score(flux(fc, **hour), flux(truth), variables=["ssrd"])
+
+
+def test_models_are_compared_on_values_that_all_have(fc, truth):
+    half = fc.where(fc["latitude"] > 52)
+    sc = xsm.score({"whole": fc, "half": half}, truth, skill_against="whole", metrics=["rmse"])
+    assert not np.any(value(sc.sel(model="half"), "rmse_difference"))
+    alone = xsm.score(half, truth, metrics=["rmse"])
+    np.testing.assert_allclose(value(sc.sel(model="whole"), "rmse"), value(alone, "rmse"), rtol=1e-6)
+
+
+def test_two_starts_have_no_intervals(fc, truth):
+    two = fc.isel(reference_time=[0, 1])
+    sc = xsm.score({"a": two, "b": raised(two, 1)}, truth, skill_against="b", metrics=["mae"])
+    assert np.isnan(value(sc.sel(model="a"), "mae_difference_low")).all()
+    assert "no intervals: 2 starts make 1.0 blocks of 2; needed 2 or more" in sc.attrs["report"]
+
+
+def test_starts_before_the_truth_count_for_nothing(fc, truth):
+    late = truth.isel(time=slice(3, None))
+    whole = xsm.score(fc, late, metrics=["rmse", "mae"])
+    pieces = xsm.score(fc, late, metrics=["rmse", "mae"], memory=1)
+    xr.testing.assert_allclose(whole, pieces)
+    assert value(whole, "count").tolist() == [1, 2]
+
+
+def test_spacing_of_radiation_is_the_least_where_hours_are_missing():
+    name = {"units": "W m-2", "standard_name": "surface_downwelling_shortwave_flux_in_air"}
+    flux = lambda ds: ds.rename(t2m="ssrd").assign(ssrd=lambda d: d["ssrd"].assign_attrs(name))
+    hours = np.arange("2001-08-10T01", "2001-08-12T12", dtype="M8[h]").astype("M8[ns]")
+    truth = flux(analysis(280.0, times=np.delete(hours, 7)))
+    with pytest.raises(SchemaError, match=r"forecast 6 h(?s:.)*the truth 1 h"):
+        xsm.score(flux(forecast(280.0)), truth, variables=["ssrd"])
+    one = xsm.score(flux(forecast(280.0, leads=[6])), truth)
+    assert "of forecast: one time only, and nothing says over which time it is a mean" in one.attrs["report"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"draws": 10.5}, "draws=10.5; needed a whole number from 1"),
+        ({"block": 0}, "block=0; needed a whole number"),
+        ({"memory": "lots"}, "memory='lots'; needed bytes"),
+        ({"root": "before", "metrics": ["mse"]}, "mse has no root to take before averaging"),
+        ({"variables": ["orog"]}, "orog: a constant field"),
+    ],
+)
+def test_settings_that_mean_nothing_are_told(fc, truth, options, words):
+    with pytest.raises(InputError, match=words):
+        xsm.score(fc, truth, **options)
 
 
 # real and twin data

@@ -34,6 +34,7 @@ _FORECAST_DIMS = ("reference_time", "lead_time", "member")
 _NOT_PLACES = (*_FORECAST_DIMS, "time", "level", "hour", "dayofyear")
 _COARSER = 1.8  # cells at least this many times as large (in area) count as coarser
 _SLACK = 0.01  # share of the spacing by which centers of one lattice may differ (rounded coordinates do)
+_INTERVAL_FIX = 'ds["ssrd"].attrs["cell_methods"] = "time: mean (interval: 1 hour)"'
 _AnyGrid = Grid | CurvilinearGrid
 
 
@@ -233,7 +234,9 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         lacking = [side for side, has in held.items() if name not in has.levels]
         levels = sorted(set.intersection(*(set(has.levels[name]) for has in held.values()))) if not lacking else []
         direct = any(name in has.direct for has in held.values()) or asked is not None or len(held) == 1
-        if name not in CATALOG:
+        if asked is not None and name in CATALOG and CATALOG[name].role == "static":
+            report.error(name, "a constant field", "one that changes with time", "Leave it out of variables=")
+        elif name not in CATALOG:
             known = [row.name for row in CATALOG.values() if name.lower() in (row.name, row.standard_name, *row.aliases)]
             fix = f"Type variables={known!r}" if known else ""
             report.error(name, "not a variable of the catalog", f"one of {', '.join(CATALOG)}", fix)
@@ -270,17 +273,12 @@ def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], 
     )
     if "wd10" in (asked or ()) or (asked is None and all("wd10" in has.direct for has in held.values())):
         tell("wd10", "an angle has no mean error", "Score u10 and v10")
-    lengths = _intervals(datasets)
-    if "ssrd" in (asked or CATALOG) and not np.allclose(
-        [hours for hours, _ in lengths.values()], next(iter(lengths.values()), [0])[0]
-    ):
+    lengths = _intervals(datasets, report) if "ssrd" in (asked or CATALOG) and len(datasets) > 1 else {}
+    if len({round(hours, 6) for hours, _ in lengths.values()}) > 1:
         without.add("ssrd")
         listed = ", ".join(f"{side} {hours:g} h ({words})" for side, (hours, words) in lengths.items())
-        found = f"means over different times: {listed}"
-        fix = (
-            'Average one to the times of the other; if the interval is another one, state it: ds["ssrd"].attrs["cell_methods"] = '
-        )
-        tell("ssrd", found, fix + '"time: mean (interval: 1 hour)"')
+        fix = f"Average one to the times of the other; if the interval is another one, state it: {_INTERVAL_FIX}"
+        tell("ssrd", f"means over different times: {listed}", fix)
     for side, has in held.items():
         elsewhere = {name for other in held.values() if other is not has for name in other.direct}
         moist = [name for name in has.doubtful if name in (elsewhere if asked is None else asked)]
@@ -294,8 +292,8 @@ def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], 
     return without
 
 
-def _intervals(datasets: Mapping[str, xr.Dataset]) -> dict[str, tuple[float, str]]:
-    """Hours that radiation is a mean over where it is there, and how that is known: stated, or the even spacing of times."""
+def _intervals(datasets: Mapping[str, xr.Dataset], report: Report) -> dict[str, tuple[float, str]]:
+    """Hours that radiation is a mean over where it is there, and how that is known: stated, or the least spacing of times."""
     found = {}
     for side, ds in datasets.items():
         array = Inventory(ds, Report("")).find(CATALOG["ssrd"])
@@ -303,8 +301,10 @@ def _intervals(datasets: Mapping[str, xr.Dataset]) -> dict[str, tuple[float, str
         steps = np.diff(ds["lead_time"].values) if leads else np.diff(ds["time"].values) / np.timedelta64(1, "h")
         if array is not None and INTERVAL in array.attrs:
             found[side] = (array.attrs[INTERVAL], "stated")
-        elif array is not None and steps.size and np.ptp(steps) == 0:
-            found[side] = (float(steps[0]), "the spacing of its times, none stated")
+        elif array is not None and steps.size:
+            found[side] = (float(steps.min()), "the spacing of its times, none stated")
+        elif array is not None:
+            report.warn("ssrd", f"of {side}: one time only, and nothing says over which time it is a mean", _INTERVAL_FIX)
     return found
 
 
@@ -368,6 +368,7 @@ def _used(place: xr.DataArray) -> tuple[xr.DataArray, slice | np.ndarray]:
     """The times that are used at all, and the places among these; -1 stays."""
     found = place.values >= 0
     used, index = np.unique(place.values[found], return_inverse=True)
+    used = used if used.size else np.array([0])  # there is always one to point at
     position = np.full(place.shape, -1)
     position[found] = index
     return place.copy(data=position), _span_of(used)

@@ -33,6 +33,7 @@ _TASKS = 50_000  # in the graph of a batch
 _PIECE = 2**23  # bytes of a variable that one task looks at, where chunks are smaller
 _WASTE = 4  # times what is used may be read before it is told
 _MUCH = 2**28  # bytes read in vain that are worth a warning
+_SAMPLES = 5  # starts whose first and last fields tell evaluations apart
 _AXES = ("reference_time", "lead_time")
 _FIRST = ("mean", "model", *_AXES)
 
@@ -184,12 +185,10 @@ def batches(
     report : Report
         Receives a warning where chunks are read many times over.
     """
-    from dask.utils import parse_bytes
-
     sizes = [next(iter(aligned.values())).position.sizes[dim] for dim in _AXES]
     field = sum(_bytes_of_a_field(one) for one in aligned.values())  # all variables at one start and lead time
     tasks = _tasks(lazy({"reference_time": [0, 1], "lead_time": [0, sizes[1]]}))
-    most = max(1, min(parse_bytes(memory) // max(1, field), _TASKS * sizes[1] // max(1, tasks)))
+    most = max(1, min(_bytes(memory) // max(1, field), _TASKS * sizes[1] // max(1, tasks)))
     starts, leads = max(1, most // sizes[1]), min(sizes[1], most)
     chunk = max(max(_chunks(one.forecast, "reference_time"), default=1) for one in aligned.values())
     starts -= starts % chunk if starts > chunk else 0
@@ -201,6 +200,15 @@ def batches(
     for name, one in aligned.items():
         _tell_waste(name, one, blocks, report)
     return blocks
+
+
+def _bytes(memory: str | int) -> int:
+    from dask.utils import parse_bytes
+
+    try:
+        return parse_bytes(memory)
+    except ValueError:
+        raise InputError("these scores cannot be computed", [f"memory={memory!r}; needed bytes, such as '1 GiB'"]) from None
 
 
 def _bytes_of_a_field(one: Aligned) -> int:
@@ -236,7 +244,7 @@ def _tell_waste(name: str, one: Aligned, blocks: list[dict], report: Report) -> 
             fix = f"Rechunk once, ds.chunk({sizes}, latitude=-1, longitude=-1).to_zarr(...), or give more memory="
             if fix not in [finding.fix for finding in report]:
                 report.warn(f"{what}: chunks", found, fix)
-                warnings.warn(f"{what}: {found}. {fix}", UserWarning, stacklevel=5)
+                warnings.warn(f"{what}: {found}. {fix}", UserWarning, stacklevel=6)
 
 
 def _needed(array: xr.DataArray, axes: Mapping[str, list[np.ndarray]]) -> float:
@@ -286,8 +294,7 @@ def _compute(*lazy):
 def _lazy_means(aligned: Mapping[str, Aligned], names: tuple[str, ...], block: Block) -> xr.Dataset:
     """Area means of a batch, not yet computed."""
     parts = {model: _in_pieces(one.part(**_spans(block))) for model, one in aligned.items()}
-    at_stations = next(iter(parts.values())).area.ndim == 1
-    known = _known_to_all(parts) if at_stations and len(parts) > 1 else {}  # models are compared on the same reports
+    known = _known_to_all(parts) if len(parts) > 1 else {}  # models are compared on the same values
     out = []
     for part in parts.values():
         truth, background, means = part.truth, part.climatology, {}
@@ -361,8 +368,9 @@ def _template(aligned: Mapping[str, Aligned], names: tuple[str, ...], blocks: li
 
 
 def _fingerprint(aligned: Mapping[str, Aligned], names: tuple[str, ...], attrs: Mapping[str, str]) -> dict:
-    """What makes an evaluation this one: settings, coordinates, and the values of the first and the last field."""
+    """What makes an evaluation this one: settings, coordinates, and the values of five fields and of the climatology."""
     first = next(iter(aligned.values()))
+    samples = np.unique(np.linspace(0, first.position.sizes["reference_time"] - 1, _SAMPLES).round().astype(int))
     starts = first.position["reference_time"].values
     cells = [first.area.values, *(first.analysis[c].values for c in ("latitude", "longitude"))]
     settings = {
@@ -375,10 +383,16 @@ def _fingerprint(aligned: Mapping[str, Aligned], names: tuple[str, ...], attrs: 
         "cells": f"{first.area.size}, sha256 {_sha256(*cells)}",
     }
     for model, one in aligned.items():
-        ends = [one.part(**dict.fromkeys(_AXES, end)) for end in (slice(0, 1), slice(-1, None))]
-        values = [array.values for end in ends for ds in _compute(end.forecast, end.truth) for array in ds.values()]
+        lead = one.position.sizes["lead_time"] - 1
+        fields = [one.part(reference_time=slice(i, i + 1), lead_time=slice(j, j + 1)) for i in samples for j in (0, lead)]
+        values = [
+            array.values for ds in _compute(*(f.forecast for f in fields), *(f.truth for f in fields)) for array in ds.values()
+        ]
         members = one.forecast.sizes.get("member", 1)
-        settings[f"model {model}"] = f"{members} members, first and last fields sha256 {_sha256(*values)}"
+        settings[f"model {model}"] = f"{members} members, fields of {samples.size} starts sha256 {_sha256(*values)}"
+    if first.normal is not None:
+        (normal,) = _compute(first.normal.isel(dayofyear=[0, -1]))
+        settings["climatology"] = f"sha256 {_sha256(*(array.values for array in normal.values()))}"
     return settings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from numbers import Integral
 from os import PathLike
 from typing import Literal
 
@@ -15,7 +16,7 @@ import xarray as xr
 from xscalemixer.errors import InputError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.verification.alignment import Aligned, CommonGrid, Region, align
-from xscalemixer.verification.bootstrap import block_length, resampled_counts, segment_lengths
+from xscalemixer.verification.bootstrap import block_length, lag_correlation, resampled_counts, segment_lengths, widening
 from xscalemixer.verification.evaluation import Storage, area_means, open_means, sums_at_places
 from xscalemixer.verification.metrics import CELLWISE, METRICS, ROOTED, average
 
@@ -25,6 +26,7 @@ _BY = ("variable", "lead_time", "reference_time", "place")
 _ORDER = ("metric", "lead_time", "reference_time", "level", "model")
 _ONE = "forecast"
 _INTERVAL = (0.025, 0.975)
+_FEWEST_BLOCKS = 2
 
 
 def _for_each_truth(function: Callable) -> Callable:
@@ -84,7 +86,8 @@ def score(
     skill_against : str, optional
         One of the models. Adds, for each error metric such as ``rmse``: ``rmse_skill`` (1 - error / its error),
         ``rmse_difference`` (error - its error; negative is better) and ``rmse_difference_low`` and ``_high``, the 95 %
-        interval of the difference. A difference is significant where both bounds have one sign.
+        interval of the difference, NaN with fewer than two blocks of starts. A difference is significant where both bounds have
+        one sign.
     region : (north, west, south, east), optional
         Degrees; cells whose centers lie inside count.
     by : iterable of str
@@ -101,13 +104,14 @@ def score(
     root : "after" or "before"
         Take the root of squared errors (and spreads and activities) after averaging over fields, or of each field before.
     draws, block, seed : int
-        Of the paired block bootstrap: resamples, successive starts drawn together (default: the cube root of their number,
-        rounded up; never across a gap between starts), and the seed of the random numbers.
+        Of the paired block bootstrap: resamples, successive starts drawn together (default: from their number and from how
+        alike successive differences are; never across a gap between starts), and the seed of the random numbers.
     to : path, optional
         Keep the area means of all fields in this Zarr store, batch by batch of starts. A killed run goes on with
         ``resume=True``; `xscalemixer.rescore` makes other scores from the store without reading the data again.
     resume, overwrite : bool
-        Go on with, or replace, an existing store at ``to``.
+        Go on with, or replace, an existing store at ``to``. A store of other settings, coordinates or climatology is refused;
+        of the values, the fields of five starts are looked at.
     memory : str or int
         Bound for the fields of one batch, see `xscalemixer.verification.evaluation`.
     progress : bool, optional
@@ -197,7 +201,8 @@ def rescore(
     if problems:
         raise InputError("these scores cannot be computed", problems)
     members = dict(zip(models, means["members"].values, strict=True))
-    chosen = _choose(asked, members, "acc" in held, by, Report(""))
+    known = any(METRICS[name].needs == "climatology" and set(METRICS[name].means) <= held for name in METRICS)
+    chosen = _choose(asked, members, known, by, Report(""))
     chosen = tuple(name for name in chosen if set(METRICS[name].means) <= held)
     out = _finish(means, chosen, by, skill_against, root, draws, block, seed)
     return out.isel(model=0, drop=True) if list(models) == [_ONE] else out
@@ -225,9 +230,15 @@ def _settings_problems(by, metrics, root, draws, block) -> list[str]:
         problems.append(f"metric {name!r} is unknown; known are {', '.join(METRICS)}{near}")
     if root not in ("after", "before"):
         problems.append(f"root={root!r}; needed 'after' or 'before'")
-    if draws < 1 or (block is not None and block < 1):
-        problems.append(f"draws={draws} and block={block}; needed at least 1 each")
+    numbers = {"draws": draws, "block": 1 if block is None else block}
+    problems += [f"{name}={n!r}; needed a whole number from 1" for name, n in numbers.items() if not _is_count(n)]
+    if root == "before" and "mse" in (metrics or ()):
+        problems.append("mse has no root to take before averaging; leave it or root='before' out")
     return problems
+
+
+def _is_count(number) -> bool:
+    return isinstance(number, Integral) and number >= 1
 
 
 def _model_problems(models, skill_against, by) -> list[str]:
@@ -299,10 +310,11 @@ def _finish(means: xr.Dataset, metrics, by, skill_against, root, draws, block, s
     over = lambda counts: lambda field: field.map(lambda array: _weighted(array, weights[array.name], averaged, counts))
     scores = _scores(means, metrics, members, over(None), root)
     if skill_against is not None:
-        counts = _counts(means["reference_time"].values, draws, block, seed, report)
         errors = tuple(name for name in metrics if METRICS[name].is_error)
+        series = _differences(means, errors, skill_against)
+        counts, factor = _resamples(means["reference_time"].values, series, draws, block, seed, report)
         spread = {} if counts is None else _scores(means, errors, members, over(counts), root)
-        scores |= _compared(scores, spread, skill_against)
+        scores |= _compared(scores, spread, skill_against, factor)
     scores["count"] = weights.sum(averaged)
     out = _assemble(scores, {name: array.attrs for name, array in means.items()})
     return _with_attrs(out, averaged, root, report).assign_attrs(region=means.attrs["region"])
@@ -369,18 +381,37 @@ def _scores(means: xr.Dataset, metrics: tuple[str, ...], members, average_over: 
     return {metric: METRICS[metric].finish(averages | {"members": members}) for metric in metrics}
 
 
-def _counts(starts: np.ndarray, draws: int, block: int | None, seed: int, report: Report) -> xr.DataArray | None:
-    """How often each start is drawn; None where there is one start only."""
-    if starts.size == 1:
-        return None
-    length = block_length(starts.size) if block is None else min(block, starts.size)
+def _differences(means: xr.Dataset, errors: tuple[str, ...], against: str) -> np.ndarray:
+    """Differences of the first area mean of errors to one model, shape (starts, series)."""
+    if not errors:
+        return np.zeros((means.sizes["reference_time"], 1))
+    field = means.sel(mean=METRICS[errors[0]].means[0], drop=True)
+    others = field - field.sel(model=against, drop=True)
+    columns = [a.transpose("reference_time", ...).values.reshape(a.sizes["reference_time"], -1) for a in others.values()]
+    return np.concatenate(columns, axis=1)
+
+
+def _resamples(
+    starts: np.ndarray, series: np.ndarray, draws: int, block: int | None, seed: int, report: Report
+) -> tuple[xr.DataArray | None, float]:
+    """How often each start is drawn, and the factor for few blocks; None where starts are too few for intervals."""
     lengths = segment_lengths(starts)
+    if block is None:
+        block = block_length(starts.size, lag_correlation(series, lengths) if starts.size > 1 else 0.0)
+    blocks = float(np.maximum(1.0, lengths / block).sum())
+    if blocks < _FEWEST_BLOCKS:
+        found = f"no intervals: {starts.size} starts make {blocks:.1f} blocks of {block}; needed {_FEWEST_BLOCKS} or more"
+        report.warn("differences", found, "Give more starts")
+        return None, 1.0
     spells = f" within {lengths.size} spells without a gap" if lengths.size > 1 else ""
-    report.assume("differences", f"95 % intervals from {draws} resamples of {starts.size} starts in blocks of {length}{spells}")
-    return resampled_counts(lengths, draws, length, seed)
+    found = f"95 % intervals from {draws} resamples of {starts.size} starts in blocks of {block}{spells}"
+    report.assume("differences", f"{found}, widened by {widening(blocks):.2f} for {blocks:.1f} blocks")
+    return resampled_counts(lengths, draws, block, seed), widening(blocks)
 
 
-def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset], against: str) -> dict[str, xr.Dataset]:
+def _compared(
+    scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset], against: str, factor: float = 1.0
+) -> dict[str, xr.Dataset]:
     """Skill and difference of each error metric against one model, with the interval of the difference."""
     out = {}
     for name in [name for name in scores if METRICS[name].is_error]:
@@ -390,7 +421,9 @@ def _compared(scores: Mapping[str, xr.Dataset], drawn: Mapping[str, xr.Dataset],
         low = high = scores[name] * np.nan
         if name in drawn:
             difference = drawn[name] - drawn[name].sel(model=against, drop=True)
-            low, high = (difference.quantile(q, "draw").drop_vars("quantile") for q in _INTERVAL)
+            middle = out[f"{name}_difference"]
+            ends = (difference.quantile(q, "draw").drop_vars("quantile") for q in _INTERVAL)
+            low, high = (middle + factor * (end - middle) for end in ends)
         out |= {f"{name}_difference_low": low, f"{name}_difference_high": high}
     return out
 
