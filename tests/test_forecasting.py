@@ -45,7 +45,7 @@ def test_short_forecast_is_the_start_of_a_long_one(model, reference):
 
 @pytest.mark.parametrize(("hours", "leads"), [("2 days", 48), (np.timedelta64(3, "h"), 3), (5.0, 5)])
 def test_hours_in_other_words(model, hours, leads):
-    assert running.whole_hours(hours) == leads
+    assert running.horizon(hours) == leads
 
 
 @pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])

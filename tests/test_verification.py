@@ -796,6 +796,12 @@ def test_near_misses_are_answered_with_what_to_type(fc, truth):
         xsm.score(fc, late)
 
 
+@pytest.mark.parametrize("dim", ["lead_time", "reference_time", "latitude"])
+def test_empty_forecasts_are_told(fc, truth, dim):
+    with pytest.raises(SchemaError, match=f"forecast: nothing along {dim}; needed one value"):
+        xsm.score(fc.isel({dim: []}), truth)
+
+
 def test_one_name_is_one_variable(fc, truth):
     assert set(xsm.score(fc, truth, variables="t2m")) == {"t2m"}
 

@@ -20,13 +20,13 @@ from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
 from xscalemixer.running import (
     device_of,
+    horizon,
     in_convention,
     model_of,
     provenance,
     require_store,
     run_blocks,
     state_digest,
-    whole_hours,
 )
 from xscalemixer.starting import Start, minute, prepare
 from xscalemixer.state import HOUR, State
@@ -91,7 +91,7 @@ def forecast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every problem.
     """
-    hours = whole_hours(hours)
+    hours = horizon(hours)
     model = model_of(model)
     require_store(to, resume or overwrite)
     device = device_of(device)

@@ -21,13 +21,13 @@ from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
 from xscalemixer.running import (
     device_of,
+    horizon,
     in_convention,
     model_of,
     provenance,
     require_store,
     run_blocks,
     state_digest,
-    whole_hours,
 )
 from xscalemixer.starting import Start, branches_of, minute, prepare, starts_at
 from xscalemixer.state import HOUR, HOURS, State
@@ -89,7 +89,7 @@ def hindcast(
     SchemaError, GridError, TimeError, InputError
         Before anything is computed or written, listing every start that cannot be made, and why.
     """
-    hours, model = whole_hours(hours), model_of(model)
+    hours, model = horizon(hours), model_of(model)
     require_store(to, resume or overwrite)
     source = _Source(driver, model, regional, rh_phase, _times(init_times))
     model.to(device_of(device))

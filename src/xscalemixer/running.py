@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import numbers
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 from xscalemixer._version import __version__
-from xscalemixer.errors import InputError, TimeError
+from xscalemixer.conform import whole_hours
+from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
 from xscalemixer.pretrained import load
@@ -22,7 +21,7 @@ from xscalemixer.report import Report
 from xscalemixer.starting import Start, minute
 from xscalemixer.state import HOURS, State
 
-__all__ = ["device_of", "in_convention", "model_of", "provenance", "require_store", "run_blocks", "state_digest", "whole_hours"]
+__all__ = ["device_of", "horizon", "in_convention", "model_of", "provenance", "require_store", "run_blocks", "state_digest"]
 
 log = logging.getLogger(__name__)
 
@@ -41,28 +40,12 @@ def model_of(model: str | PathLike | Forecaster | None) -> Forecaster:
     return load() if model is None else load(model)
 
 
-def whole_hours(hours) -> int:
-    """Hours as a positive integer; text and timedeltas are read by pandas.
-
-    Raises
-    ------
-    TimeError
-        If it is not a whole positive number of hours.
-    """
-    if isinstance(hours, numbers.Real) and not isinstance(hours, bool | np.timedelta64):
-        number = float(hours)
-    else:
-        try:
-            number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
-        except (ValueError, TypeError):
-            number = np.nan
-    if not (1 <= number < np.inf and number == round(number)):
-        raise TimeError(
-            "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
-        )
+def horizon(hours) -> int:
+    """Hours of a forecast, see `xscalemixer.conform.whole_hours`; beyond what was verified, the log says so."""
+    number = whole_hours(hours)
     if number > HORIZON:
         log.warning("hours=%s goes beyond the %s hours up to which the shipped model was verified", hours, HORIZON)
-    return int(number)
+    return number
 
 
 def require_store(to: str | PathLike | None, restarted: bool) -> None:

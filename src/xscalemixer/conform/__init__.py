@@ -18,12 +18,12 @@ from xscalemixer.conform.levels import onto_levels
 from xscalemixer.conform.quality import check
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.source import Source
-from xscalemixer.conform.time import to_valid_time, valid_times
+from xscalemixer.conform.time import to_valid_time, valid_times, whole_hours
 from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["Holdings", "conform", "holdings", "require_dataset", "translate", "valid_times"]
+__all__ = ["Holdings", "conform", "holdings", "require_dataset", "translate", "valid_times", "whole_hours"]
 
 _STATICS = ("orog", "lsm")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -9,7 +11,7 @@ import xarray as xr
 from xscalemixer.errors import TimeError
 from xscalemixer.report import Report
 
-__all__ = ["LEADS", "find_coordinate", "to_valid_time"]
+__all__ = ["LEADS", "find_coordinate", "to_valid_time", "valid_times", "whole_hours"]
 
 LEADS = ("step", "prediction_timedelta", "lead_time", "leadtime", "lead", "forecast_period", "elapsed_forecast_duration")
 _STARTS = ("reference_time", "forecast_reference_time", "init_time", "initialization_time", "init", "analysis_time")
@@ -65,6 +67,28 @@ def find_coordinate(ds: xr.Dataset, standard_name: str, names: tuple[str, ...]) 
             return ds[name]
     lower = {str(name).lower(): name for name in ds.coords}
     return next((ds[lower[name]] for name in names if name in lower), None)
+
+
+def whole_hours(hours) -> int:
+    """Length of a forecast as a positive integer; text such as "2 days" and timedeltas are read by pandas.
+
+    Raises
+    ------
+    TimeError
+        If it is not a whole positive number of hours.
+    """
+    if isinstance(hours, Real) and not isinstance(hours, bool | np.timedelta64):
+        number = float(hours)
+    else:
+        try:
+            number = pd.Timedelta(hours) / pd.Timedelta(hours=1)
+        except (ValueError, TypeError):
+            number = np.nan
+    if not (1 <= number < np.inf and number == round(number)):
+        raise TimeError(
+            "no forecast was made", [f"hours={hours!r}; needed a whole number from 1 on, e.g. hours=48 or hours='2 days'"]
+        )
+    return int(number)
 
 
 def _valid_time(ds: xr.Dataset, report: Report) -> xr.DataArray | None:

@@ -183,6 +183,10 @@ def _asked(variables: Iterable[str] | None) -> tuple[str, ...] | None:
 def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     require_dataset(ds)
     own = Report(name)
+    empty = [str(dim) for dim, size in ds.sizes.items() if not size]
+    if empty:
+        found = f"{name}: nothing along {', '.join(empty)}"
+        raise SchemaError("these datasets cannot be compared", [f"{found}; needed one value at least. Check the selection"])
     ds = to_forecast(_mean_radiation(ds, asked, own))
     ds = ds if "station" in ds.dims else to_canonical_grid(ds, own)
     report.extend(own, f"{name}: ")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Integral
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xscalemixer.errors import InputError, TimeError
+from xscalemixer.conform import whole_hours
+from xscalemixer.errors import TimeError
 from xscalemixer.layouts import to_forecast
 from xscalemixer.verification.alignment import at_valid_times, read_analysis
 
@@ -49,13 +49,12 @@ def persistence_forecast(
     Raises
     ------
     TimeError
-        If the analyses lack a time that is needed; all are listed.
+        If the analyses lack a time that is needed, or ``hours`` or ``period`` is not a positive whole number.
     InputError
-        If ``hours`` or ``period`` is not a positive whole number, or the analyses cannot be read.
+        If the analyses cannot be read.
     """
     starts, leads = _axes(init_times, hours)
-    if period is not None:
-        _require_hours(period=period)
+    period = None if period is None else whole_hours(period)
     analyses, _ = read_analysis(analyses, variables)
     back = xr.zeros_like(leads) if period is None else (leads - 1) % period + 1 - period
     return _forecast(_at(analyses, starts + back.astype("timedelta64[h]")), leads)
@@ -81,27 +80,16 @@ def climatology_forecast(climatology: xr.Dataset, init_times, hours: int = 48) -
     Raises
     ------
     TimeError
-        If the climatology lacks an hour or a day of year that is needed.
-    InputError
-        If ``hours`` is not a positive whole number.
+        If the climatology lacks an hour or a day of year that is needed, or ``hours`` is not a positive whole number.
     """
     starts, leads = _axes(init_times, hours)
     return _forecast(at_valid_times(climatology, starts + leads.astype("timedelta64[h]")), leads)
 
 
 def _axes(init_times, hours: int) -> tuple[xr.DataArray, xr.DataArray]:
-    _require_hours(hours=hours)
     starts = pd.DatetimeIndex(np.atleast_1d(np.asarray(init_times)).ravel()).unique().sort_values()
-    leads = xr.DataArray(np.arange(1, hours + 1), dims="lead_time")
+    leads = xr.DataArray(np.arange(1, whole_hours(hours) + 1), dims="lead_time")
     return xr.DataArray(starts.values, {"reference_time": starts.values}, dims="reference_time"), leads
-
-
-def _require_hours(**numbers: int) -> None:
-    wrong = [name for name, number in numbers.items() if not (isinstance(number, Integral) and number >= 1)]
-    if wrong:
-        raise InputError(
-            "no forecast was made", [f"{name}={numbers[name]!r}; needed a whole number of hours, 1 or more" for name in wrong]
-        )
 
 
 def _at(analyses: xr.Dataset, times: xr.DataArray) -> xr.Dataset:
