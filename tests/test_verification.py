@@ -9,6 +9,7 @@ from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.verification import brier, fss, power_spectrum, rank_histogram
 from xscalemixer.verification.bootstrap import block_length, resampled_counts
+from xscalemixer.verification.metrics import field_means
 
 GRID = Grid.regular(60, 10, "2.5", (6, 8))
 STARTS = np.arange("2001-08-10T00", "2001-08-11T00", 6, dtype="M8[h]").astype("M8[ns]")
@@ -115,6 +116,25 @@ def test_anomaly_correlation_and_activity(truth, normal, factor, acc):
     sc = xsm.score(forecast(280 + factor * (beside(truth) - 280)), truth, climatology=normal)
     np.testing.assert_allclose(value(sc, "acc"), acc, atol=1e-5)
     np.testing.assert_allclose(value(sc, "activity"), abs(factor) * value(sc, "truth_activity"), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("shape", [(17, 13), (20, 24), (58, 89)])
+def test_constant_fields_have_no_correlation(shape, dtype):
+    draw, area = np.random.default_rng(0), xr.DataArray(Grid.regular(60, 10, "0.5", shape).area, dims=("y", "x"))
+    correlation = lambda *pair: field_means(("correlation",), *(xr.DataArray(np.broadcast_to(values, (3, *shape)).astype(dtype),
+                                            dims=("t", "y", "x")) for values in pair), area).sel(mean="correlation")  # fmt: skip
+    cloud = draw.random((3, *shape))
+    for value in (1.0, 0.3, 101325.7):
+        assert np.isnan(correlation(value, value)).all() and np.isnan(correlation(value, cloud)).all()
+        assert np.isnan(correlation(cloud, value)).all()
+    np.testing.assert_allclose(correlation(cloud, 1e4 + cloud), 1, atol=1e-5)
+    assert np.isnan(correlation(np.full((3, 1, 1), [[[0.1]], [[0.2]], [[0.7]]]), 0.0)).all()
+
+
+def test_a_forecast_of_the_climatology_has_no_acc(truth, normal):
+    sc = xsm.score(forecast(280.1), truth, climatology=(normal * 0 + 280.1).assign(t2m=lambda ds: ds["t2m"].assign_attrs(K)))
+    assert np.isnan(value(sc, "acc")).all() and np.isfinite(value(sc, "rmse")).all()
 
 
 def test_anomaly_correlation_is_not_centered(normal):
