@@ -333,6 +333,22 @@ def test_the_finer_grid_is_averaged_onto_the_coarser(truth):
     assert "forecast: grid: bilinear from 3 x 4" in onto.attrs["report"] and np.all(value(onto, "rmse") > 0.1)
 
 
+def test_cells_partly_outside_the_finer_data_are_left_out():
+    fine, coarse = Grid.regular("59.5", "12.5", "1", (9, 9)), Grid.regular("58.75", "11.25", "2.5", (4, 5))
+    north = np.array(fine.latitude)[:, None] * np.ones(fine.shape)  # what half a cell holds is not the mean of the cell
+    sc = xsm.score(forecast(north, fine), xsm.regrid(analysis(north, fine), coarse, method="conservative").fillna(0), by="place")
+    assert sc["latitude"].values.tolist() == [58.75, 56.25, 53.75] and sc["longitude"].values.tolist() == [13.75, 16.25, 18.75]
+    np.testing.assert_allclose(value(sc, "rmse"), 0, atol=1e-4)
+    assert "11 cells at the edge, partly outside it, left out" in sc.attrs["report"]
+
+
+def test_the_regional_twin_is_the_truth_of_the_global_one(shared_data):
+    regional, coarse = (xr.open_dataset(shared_data / "nature" / f"{name}_2001-08-10.nc")[["t2m"]] for name in ("regional", "global"))
+    fc = regional.rename(time="lead_time").assign_coords(lead_time=("lead_time", np.arange(1, 121), {"units": "hours"}))
+    sc = xsm.score(fc.expand_dims(reference_time=regional["time"].values[:1] - np.timedelta64(1, "h")), coarse)
+    assert np.all(value(sc, "rmse") < 0.05) and "41 cells at the edge" in sc.attrs["report"]
+
+
 def test_a_part_of_a_larger_grid_is_picked(fc, truth):
     part = {"latitude": slice(1, 5), "longitude": slice(2, 7)}
     sc = xsm.score(fc.isel(part), truth)
@@ -355,9 +371,15 @@ def test_region(fc, truth):
         xsm.score(fc, truth, region=(0, 10, 10, 20))
 
 
+def test_a_region_without_width(fc, truth):
+    with pytest.raises(GridError, match=r"which is 15 E alone; type region=\(60, 15, 50, 375\) for all longitudes"):
+        xsm.score(fc, truth, region=(60, 15, 50, 15))
+    xr.testing.assert_identical(xsm.score(fc, truth, region=(90, -180, -90, 180))["t2m"], xsm.score(fc, truth)["t2m"])
+
+
 def test_grids_of_one_size_in_different_places_need_a_choice(fc):
     shifted = Grid.regular("59", "11", "2.5", (6, 8))
-    other = analysis(280.0, shifted)
+    other = analysis(random(5, *GRID.shape), shifted)
     with pytest.raises(GridError, match=r"none is the coarser; needed a choice: grid='truth'"):
         xsm.score(fc, other)
     assert np.isfinite(xsm.score(fc, other, grid="truth")["t2m"]).all()

@@ -112,6 +112,8 @@ def align(
         Catalog names; default: what one of the datasets holds and the others hold or determine.
     grid : "coarser", "truth" or Grid
         Cells to compare on: the coarsest of the grids, onto which the finer ones are averaged; the truth's; or any other.
+        Cells that lie only partly inside a dataset that is averaged are left out; missing values inside it may take up to half
+        of a cell, whose mean is then that of the rest.
     region : (north, west, south, east), optional
         Degrees; cells whose centers lie inside are compared.
 
@@ -540,10 +542,14 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
         cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
         return picked.assign_coords({dim: (dim, values, ds[dim].attrs) for dim, values in cells.items()})
     regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")
-    report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}")
-    covered = regridder.covered
-    moved = regrid(ds, regridder)
-    return moved.isel(latitude=covered.any(axis=1), longitude=covered.any(axis=0))
+    whole = regridder.whole
+    parts = int(((regridder.weights.coverage > 1e-3) & ~whole).sum())
+    left_out = f"; {parts} cells at the edge, partly outside it, left out" if parts else ""
+    report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}{left_out}")
+    rows, columns = whole.any(axis=1), whole.any(axis=0)
+    moved = regrid(ds, regridder).isel(latitude=rows, longitude=columns)
+    inside = xr.DataArray(whole[rows][:, columns], dims=("latitude", "longitude"))
+    return moved if inside.all() else moved.where(inside)
 
 
 def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | None) -> tuple[dict[str, xr.Dataset], xr.DataArray]:
@@ -561,6 +567,9 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
         turned = f". If these are west, south, east and north, type region={(region[3], *region[:3])}" if len(region) == 4 else ""
         raise GridError("this region cannot be used", [found + turned])
     north, west, south, east = region
+    if west == east:
+        found = f"found {region} as (north, west, south, east), which is {west:g} E alone"
+        raise GridError("this region cannot be used", [f"{found}; type region={(north, west, south, west + 360)} for all longitudes"])
     truth = parts[_TRUTH]
     latitude, longitude = truth["latitude"], truth["longitude"]
     width = (east - west) % 360 or 360.0
