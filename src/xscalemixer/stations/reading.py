@@ -16,9 +16,9 @@ from xscalemixer.stations.columns import PLACES, Column, surface_rows, understan
 from xscalemixer.stations.quality import is_code, screen
 from xscalemixer.variables import CATALOG
 
-__all__ = ["holds_stations", "is_canonical", "read", "read_places", "read_stations"]
+__all__ = ["SAME_PLACE", "holds_stations", "is_canonical", "read", "read_places", "read_stations"]
 
-_SAME_PLACE = 0.02  # degrees by which the coordinates of one station may differ between reports (rounding, small moves)
+SAME_PLACE = 0.02  # degrees by which the coordinates of one station may differ between reports (rounding, small moves)
 _ATTRS = {
     "time": {"standard_name": "time", "long_name": "hour of the reports", "axis": "T"},
     "station": {"long_name": "station", "cf_role": "timeseries_id"},
@@ -160,9 +160,9 @@ def _understood(raw, units, report: Report, **kwargs) -> tuple[xr.Dataset | pd.D
     if isinstance(raw, pd.DataFrame):
         named = [name for name in raw.index.names if name is not None]
         raw = (raw.reset_index(named) if named else raw).reset_index(drop=True)
-        return raw, understand({name: {} for name in raw.columns}, units, report, **kwargs)
+        return raw, understand({name: {} for name in raw.columns}, units, report, is_frame=True, **kwargs)
     raw = _per_report(raw)
-    return raw, understand({name: array.attrs for name, array in raw.variables.items()}, units, report, **kwargs)
+    return raw, understand({name: array.attrs for name, array in raw.variables.items()}, units, report, is_frame=False, **kwargs)
 
 
 def _per_report(ds: xr.Dataset) -> xr.Dataset:
@@ -200,7 +200,8 @@ def _require(columns: Mapping[str, Column], needed: tuple[str, ...], raw, report
         if role not in columns and not any(finding.subject == role for finding in report.select("error")):
             found = f"no {role} among {', '.join(map(str, raw.columns if isinstance(raw, pd.DataFrame) else raw.variables))}"
             kind = TimeError if role == "time" else SchemaError
-            report.error(role, found, f"a column called {role}", f'Rename yours: rename(columns={{"NAME": "{role}"}})', kind=kind)
+            fix = f'rename(columns={{"NAME": "{role}"}})' if isinstance(raw, pd.DataFrame) else f'ds.rename({{"NAME": "{role}"}})'
+            report.error(role, found, f"a column called {role}", f"Rename yours: {fix}", kind=kind)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ def _one_place_each(table: pd.DataFrame, report: Report) -> pd.DataFrame:
     """One row for each station, indexed by id; an id in several places is an error that lists them."""
     by_id = table.groupby("station", sort=False)
     first = table[["latitude", "longitude"]] - by_id[["latitude", "longitude"]].transform("first")
-    away = (first["latitude"].abs() > _SAME_PLACE) | (((first["longitude"] + 180) % 360 - 180).abs() > _SAME_PLACE)
+    away = (first["latitude"].abs() > SAME_PLACE) | (((first["longitude"] + 180) % 360 - 180).abs() > SAME_PLACE)
     moved = table.loc[away.to_numpy(), "station"].unique()
     if moved.size:
         positions = table[table["station"] == moved[0]][["latitude", "longitude"]].drop_duplicates().to_numpy()
