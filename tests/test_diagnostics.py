@@ -224,7 +224,9 @@ def test_brier_score_counts_reports_at_stations():
     coords = {"reference_time": STARTS[:2], "lead_time": ("lead_time", [6], {"units": "hours"}), "station": ["a", "b"], **places}
     fc = xr.Dataset({"t2m": (("reference_time", "lead_time", "station"), [[[281.0, 281]], [[279.0, 281]]], K)}, coords)
     times = STARTS[:2] + np.timedelta64(6, "h")
-    reports = xr.Dataset({"t2m": (("time", "station"), [[279.0, np.nan], [279, 281]], K)}, {**places, "station": ["a", "b"], "time": times})
+    reports = xr.Dataset(
+        {"t2m": (("time", "station"), [[279.0, np.nan], [279, 281]], K)}, {**places, "station": ["a", "b"], "time": times}
+    )
     assert brier(fc, reports, "t2m", 280.0).item() == pytest.approx(1 / 3)
 
 

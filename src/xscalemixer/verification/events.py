@@ -188,8 +188,8 @@ def fss(
 ) -> xr.DataArray:
     r"""Fractions skill score of the event "at or above a threshold".
 
-    :math:`1 - E (P_f - P_a)^2 / (E P_f^2 + E P_a^2)`, with P the share of event cells in each square window that
-    lies wholly inside the area; 1 is perfect, 0 no overlap at that scale; units 1. Sums run over starts and members before the division.
+    :math:`1 - E (P_f - P_a)^2 / (E P_f^2 + E P_a^2)`, with P the share of event cells in each square window that lies wholly
+    inside the area; 1 is perfect, 0 no overlap at that scale; units 1. Sums run over starts and members before the division.
     The numbers are those of `scores.spatial.fss_2d`, which needs all fields in memory; here they are read chunk by chunk.
 
     Parameters
@@ -298,7 +298,9 @@ def _bin_sums(members: np.ndarray, truth: np.ndarray, weights: np.ndarray, level
     return out
 
 
-def _window_sums(forecast: np.ndarray, truth: np.ndarray, threshold: float, whole: list[np.ndarray], sizes: list[int]) -> np.ndarray:
+def _window_sums(
+    forecast: np.ndarray, truth: np.ndarray, threshold: float, whole: list[np.ndarray], sizes: list[int]
+) -> np.ndarray:
     """Two fields (H, W) to sums of squared differences of event counts in windows, and of their squares: (2, windows).
 
     ``whole`` says for each size which of its windows, shape (H - size + 1, W - size + 1), count.
