@@ -7,6 +7,7 @@ import xarray as xr
 import xscalemixer as xsm
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 from xscalemixer.grids import Grid
+from xscalemixer.variables import CATALOG
 from xscalemixer.verification import brier, fss, power_spectrum, rank_histogram
 from xscalemixer.verification.bootstrap import block_length, resampled_counts
 from xscalemixer.verification.metrics import field_means
@@ -343,7 +344,9 @@ def test_cells_partly_outside_the_finer_data_are_left_out():
 
 
 def test_the_regional_twin_is_the_truth_of_the_global_one(shared_data):
-    regional, coarse = (xr.open_dataset(shared_data / "nature" / f"{name}_2001-08-10.nc")[["t2m"]] for name in ("regional", "global"))
+    regional, coarse = (
+        xr.open_dataset(shared_data / "nature" / f"{name}_2001-08-10.nc")[["t2m"]] for name in ("regional", "global")
+    )
     fc = regional.rename(time="lead_time").assign_coords(lead_time=("lead_time", np.arange(1, 121), {"units": "hours"}))
     sc = xsm.score(fc.expand_dims(reference_time=regional["time"].values[:1] - np.timedelta64(1, "h")), coarse)
     assert np.all(value(sc, "rmse") < 0.05) and "41 cells at the edge" in sc.attrs["report"]
@@ -730,6 +733,30 @@ def test_radiation_over_different_times_is_not_compared(fc, truth):
 
 
 # real and twin data
+
+
+@pytest.mark.parametrize(
+    ("name", "point", "mean"),
+    [("ssrd", {"GRIB_stepType": "instant"}, {"cell_methods": "time: mean (interval: 6 hours)"}),
+     ("tcc", {"cell_methods": "area: mean time: point"}, {"cell_methods": "time: mean (over the hour before)"})],
+)  # fmt: skip
+def test_instantaneous_values_against_means_are_told(fc, truth, name, point, mean):
+    row = CATALOG[name]
+    attrs = {"units": row.units, "standard_name": row.standard_name}
+    held = lambda ds, also: xr.Dataset({name: (ds["t2m"] - 279.5).clip(0, 1).assign_attrs(attrs | also)})
+    told = lambda *attrs: (
+        f"! {name}: instantaneous values against means: forecast has instantaneous"
+        in xsm.score(held(fc, attrs[0]), held(truth, attrs[1])).attrs["report"]
+    )
+    assert told(point, mean) and not told(point, point) and not told(mean, mean) and not told({}, mean)
+
+
+def test_repeated_reports_are_named(fc):
+    truth = reports(280.0)
+    with pytest.raises(TimeError, match=r"valid times occur more than once: 2001-08-10T06:00\. Needed: every valid time once"):
+        xsm.score(fc, xr.concat([truth, truth.isel(time=[0])], "time"))
+    with pytest.raises(SchemaError, match="ids occur more than once: s1"):
+        xsm.score(fc, xr.concat([truth, truth.isel(station=[1])], "station"))
 
 
 def test_ten_members_of_era5(shared_data):

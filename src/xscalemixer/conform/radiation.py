@@ -13,7 +13,7 @@ from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
 from xscalemixer.variables import CATALOG
 
-__all__ = ["INTERVAL", "to_mean_flux"]
+__all__ = ["INTERVAL", "processing", "to_mean_flux"]
 
 INTERVAL = "interval_hours"  # attribute: length of the interval that the values are means over, where the file states it
 
@@ -58,6 +58,14 @@ def _note_flux(array: xr.DataArray, report: Report) -> None:
         report.assume("ssrd", f"a mean flux over forecast steps {shown}, taken as it is")
     else:
         report.assume("ssrd", "a flux, taken as the mean over the step that ends at its time stamp")
+
+
+def processing(array: xr.DataArray) -> str | None:
+    """What the values of a variable are in time, in words, as far as GRIB or CF metadata state it: at a time, or means."""
+    step_type = array.attrs.get("GRIB_stepType")
+    match = re.search(r"time\d*: (point|mean)", str(array.attrs.get("cell_methods", "")))
+    method = {"instant": "point", "avg": "mean"}.get(step_type) or (match[1] if match else None)
+    return {"point": "instantaneous values", "mean": "means over an interval", None: None}[method]
 
 
 def _from_step_ranges(array: xr.DataArray, report: Report) -> xr.DataArray | None:

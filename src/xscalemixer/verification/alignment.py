@@ -13,7 +13,7 @@ import xarray as xr
 from xscalemixer.conform import Holdings, holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.match import Inventory
-from xscalemixer.conform.radiation import INTERVAL, to_mean_flux
+from xscalemixer.conform.radiation import INTERVAL, processing, to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError, SchemaError, TimeError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
@@ -192,7 +192,7 @@ def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report
 
 def _analysis_axes(ds: xr.Dataset | pd.DataFrame, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     if holds_stations(ds):
-        ds, own = (ds, Report(name)) if is_canonical(ds) else read(ds)
+        ds, own = _canonical_stations(ds, name) if is_canonical(ds) else read(ds)
         report.extend(own, f"{name}: " if name else "")
         return ds
     require_dataset(ds)
@@ -200,6 +200,16 @@ def _analysis_axes(ds: xr.Dataset | pd.DataFrame, asked: tuple[str, ...] | None,
     ds = to_canonical_grid(to_valid_time(_mean_radiation(ds, asked, own), own), own)
     report.extend(own, f"{name}: " if name else "")
     return ds
+
+
+def _canonical_stations(ds: xr.Dataset, name: str) -> tuple[xr.Dataset, Report]:
+    """Reports that need no reading; files put together may repeat hours or stations."""
+    report = Report(name)
+    ids = ds["station"].to_index()
+    if not ids.is_unique:
+        listed = ", ".join(ids[ids.duplicated()].unique()[:5])
+        report.error("station", f"ids occur more than once: {listed}", "every station once", 'ds.drop_duplicates("station")')
+    return to_valid_time(ds, report), report
 
 
 def _mean_radiation(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report) -> xr.Dataset:
@@ -261,7 +271,21 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         reasons = "".join(f"; {w.subject}: {w.found}" for w in report.select("warning") if w.subject not in held)
         report.error("variables", f"nothing in common: {found}{reasons}", "one variable that all have, with its CF standard_name")
     report.raise_errors("these datasets cannot be compared")
+    _tell_processing(datasets, [row.name for row in rows], report)
     return Schema(tuple(rows))
+
+
+def _tell_processing(datasets: Mapping[str, xr.Dataset], names: Iterable[str], report: Report) -> None:
+    """Warn of variables that are values at a time in one dataset and means over an interval in another, where both say so."""
+    inventories = {side: Inventory(ds, Report("")) for side, ds in datasets.items()}
+    for name in names:
+        arrays = {side: inventory.find(CATALOG[name]) for side, inventory in inventories.items()}
+        stated = {side: processing(array) for side, array in arrays.items() if array is not None}
+        stated = {side: words for side, words in stated.items() if words is not None}
+        if len(set(stated.values())) > 1:
+            found = "; ".join(f"{side} has {words}" for side, words in stated.items())
+            fix = f"Average the former over the intervals of the latter, or leave {name} out of variables="
+            report.warn(name, f"instantaneous values against means: {found}", fix)
 
 
 def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], asked, report: Report) -> set[str]:
@@ -569,7 +593,9 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
     north, west, south, east = region
     if west == east:
         found = f"found {region} as (north, west, south, east), which is {west:g} E alone"
-        raise GridError("this region cannot be used", [f"{found}; type region={(north, west, south, west + 360)} for all longitudes"])
+        raise GridError(
+            "this region cannot be used", [f"{found}; type region={(north, west, south, west + 360)} for all longitudes"]
+        )
     truth = parts[_TRUTH]
     latitude, longitude = truth["latitude"], truth["longitude"]
     width = (east - west) % 360 or 360.0
