@@ -134,7 +134,8 @@ def test_constant_fields_have_no_correlation(shape, dtype):
 
 
 def test_a_forecast_of_the_climatology_has_no_acc(truth, normal):
-    sc = xsm.score(forecast(280.1), truth, climatology=(normal * 0 + 280.1).assign(t2m=lambda ds: ds["t2m"].assign_attrs(K)))
+    pattern = np.random.default_rng(3).normal(280, 5, GRID.shape)  # the climatology in float64, the forecast in float32
+    sc = xsm.score(forecast(pattern), truth, climatology=(normal * 0 + pattern).assign(t2m=lambda ds: ds["t2m"].assign_attrs(K)))
     assert np.isnan(value(sc, "acc")).all() and np.isfinite(value(sc, "rmse")).all()
 
 
@@ -749,6 +750,7 @@ def test_instantaneous_values_against_means_are_told(fc, truth, name, point, mea
         in xsm.score(held(fc, attrs[0]), held(truth, attrs[1])).attrs["report"]
     )
     assert told(point, mean) and not told(point, point) and not told(mean, mean) and not told({}, mean)
+    assert told(point, {}) == (name == "ssrd"), "radiation is taken as a mean where nothing is stated"
 
 
 def test_repeated_reports_are_named(fc):

@@ -11,7 +11,7 @@ from xscalemixer.conform.match import Inventory
 from xscalemixer.conform.time import LEADS
 from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
-from xscalemixer.variables import CATALOG
+from xscalemixer.variables import CATALOG, Variable
 
 __all__ = ["INTERVAL", "processing", "to_mean_flux"]
 
@@ -60,12 +60,15 @@ def _note_flux(array: xr.DataArray, report: Report) -> None:
         report.assume("ssrd", "a flux, taken as the mean over the step that ends at its time stamp")
 
 
-def processing(array: xr.DataArray) -> str | None:
-    """What the values of a variable are in time, in words, as far as GRIB or CF metadata state it: at a time, or means."""
-    step_type = array.attrs.get("GRIB_stepType")
+def processing(array: xr.DataArray, row: Variable) -> str | None:
+    """What the values of a variable are in time, in words, from GRIB or CF metadata: at a time, or means.
+
+    Where these say nothing, radiation is taken as a mean; for other variables the answer is None.
+    """
     match = re.search(r"time\d*: (point|mean)", str(array.attrs.get("cell_methods", "")))
-    method = {"instant": "point", "avg": "mean"}.get(step_type) or (match[1] if match else None)
-    return {"point": "instantaneous values", "mean": "means over an interval", None: None}[method]
+    stated = {"instant": "point", "avg": "mean"}.get(str(array.attrs.get("GRIB_stepType"))) or (match[1] if match else None)
+    words = {"point": "instantaneous values", "mean": "means over an interval"}
+    return words.get(stated or ("mean" if row.interval_mean else ""))
 
 
 def _from_step_ranges(array: xr.DataArray, report: Report) -> xr.DataArray | None:

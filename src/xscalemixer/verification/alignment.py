@@ -276,14 +276,13 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
 
 
 def _tell_processing(datasets: Mapping[str, xr.Dataset], names: Iterable[str], report: Report) -> None:
-    """Warn of variables that are values at a time in one dataset and means over an interval in another, where both say so."""
+    """Warn of variables that are values at a time in one dataset and means over an interval in another."""
     inventories = {side: Inventory(ds, Report("")) for side, ds in datasets.items()}
     for name in names:
         arrays = {side: inventory.find(CATALOG[name]) for side, inventory in inventories.items()}
-        stated = {side: processing(array) for side, array in arrays.items() if array is not None}
-        stated = {side: words for side, words in stated.items() if words is not None}
-        if len(set(stated.values())) > 1:
-            found = "; ".join(f"{side} has {words}" for side, words in stated.items())
+        words = {side: processing(array, CATALOG[name]) for side, array in arrays.items() if array is not None}
+        if len(set(words.values()) - {None}) > 1:
+            found = "; ".join(f"{side} has {text}" for side, text in words.items() if text is not None)
             fix = f"Average the former over the intervals of the latter, or leave {name} out of variables="
             report.warn(name, f"instantaneous values against means: {found}", fix)
 
