@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -278,7 +278,7 @@ def _color(array: xr.DataArray, model: str | None) -> str:
 
 def _draw_curves(panel: Axes, array: xr.DataArray, metric: str, scale: float, dashes: str, several: bool) -> None:
     leads = array["lead_time"].values
-    models = _compared(array, metric) or [None]
+    models: list[str | None] = [*_compared(array, metric)] or [None]
     marker = "o" if len(leads) == 1 else None
     for model in models:
         one = array if model is None else array.sel(model=model)
@@ -382,11 +382,11 @@ def _map_size(maps: xr.DataArray) -> tuple[float, float]:
 
 
 def _draw_places(panel: Axes, one: xr.DataArray, place: set[str], norm, colors: str):
-    keywords = {"cmap": colors, "norm": norm}
+    keywords: dict[str, Any] = {"cmap": colors, "norm": norm}
     if place == {"station"}:
         size = float(np.clip(4000 / max(one.size, 1), 5, 60))
         known = one.dropna("station")
-        edges = {"edgecolors": "0.2", "linewidths": 0.3}
+        edges: dict[str, Any] = {"edgecolors": "0.2", "linewidths": 0.3}
         return panel.scatter(known["longitude"], known["latitude"], size, known, **edges, **keywords)
     rows, columns = ("latitude", "longitude") if "latitude" in place else ("y", "x")
     values = one.transpose(rows, columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ _ATTRS = {
     "longitude": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
     "altitude": {"standard_name": "altitude", "long_name": "altitude of the station", "units": "m"},
 }
-Source = xr.Dataset | pd.DataFrame | str | os.PathLike
+Source: TypeAlias = xr.Dataset | pd.DataFrame | str | os.PathLike
 
 
 def read_stations(source: Source, *, units: Mapping[str, str] | None = None, tolerance: int = 15) -> xr.Dataset:
@@ -114,14 +115,14 @@ def read_places(source: Source) -> xr.Dataset:
     return _described(xr.Dataset(coords=_coordinates(table)))
 
 
-def is_canonical(ds: object) -> bool:
+def is_canonical(ds: object) -> TypeGuard[xr.Dataset]:
     """True for what `read_stations` returns, or a selection of it."""
     if not isinstance(ds, xr.Dataset):
         return False
     places = all(name in ds.coords and ds[name].dims == ("station",) for name in ("latitude", "longitude", "altitude"))
     fields = [array for name, array in ds.items() if name != "orog"]
     known = all(
-        a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[a.name].units for a in fields
+        a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[str(a.name)].units for a in fields
     )
     return places and known and bool(fields) and ds["station"].dims == ("station",)
 
@@ -444,7 +445,7 @@ def _described(ds: xr.Dataset) -> xr.Dataset:
     for name, array in ds.variables.items():
         row = CATALOG.get(str(name))
         array.attrs = (
-            {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[name]
+            {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[str(name)]
         )
         array.encoding = {}
     return ds.assign_attrs({"Conventions": "CF-1.11", "featureType": "timeSeries", "title": "station reports"})

@@ -68,7 +68,7 @@ def rank_histogram(
         kept = [dim for dim in one.truth[name].dims if dim not in (*one.area.dims, "reference_time")]
         out[name] = histogram(field, one.truth[name], "member", preserve_dims=kept, weights=one.area).compute()
         out[name].attrs = {"long_name": "relative frequency", "units": "1"}
-    require_values("the rank histogram", {name: array.notnull() for name, array in out.items()})
+    require_values("the rank histogram", {str(name): array.notnull() for name, array in out.items()})
     return described(xr.Dataset(out), "rank histogram", one, report).transpose("rank", "lead_time", ...)
 
 

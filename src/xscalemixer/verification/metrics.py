@@ -240,7 +240,7 @@ def _block_means(names, forecast, truth, area, climatology, step_size: float) ->
     cells = _cell_values(tuple(name for name in names if name in CELLWISE), forecast, truth)
     valid = np.isfinite(cells["bias"])
     mean, share = _weighted_mean(valid, area)
-    out = {name: partial(mean, values) for name, values in cells.items()}
+    out: dict[str, Callable[[], np.ndarray]] = {name: partial(mean, field) for name, field in cells.items()}
     out["share"] = lambda: share
     values, rounding = truth + cells["bias"], (_ROUNDING * step_size) ** 2
     least = lambda: rounding * mean(values**2 + truth**2)
