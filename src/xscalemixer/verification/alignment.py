@@ -112,8 +112,6 @@ def align(
         Catalog names; default: what one of the datasets holds and the others hold or determine.
     grid : "coarser", "truth" or Grid
         Cells to compare on: the coarsest of the grids, onto which the finer ones are averaged; the truth's; or any other.
-        Cells that lie only partly inside a dataset that is averaged are left out; missing values inside it may take up to half
-        of a cell, whose mean is then that of the rest.
     region : (north, west, south, east), optional
         Degrees; cells whose centers lie inside are compared.
 
@@ -556,7 +554,11 @@ def _matches(one: Grid, other: Grid) -> tuple[tuple[np.ndarray, np.ndarray], tup
 
 
 def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid, report: Report, name: str) -> xr.Dataset:
-    """One dataset on cells of the target: the same ones picked, or others regridded and cropped to what they cover."""
+    """One dataset on cells of the target: the same ones picked, or others regridded and cropped to what they cover.
+
+    Where it is averaged, cells that lie only partly inside it are left out: the mean of a part is not that of the cell. Missing
+    values inside may take up to half of a cell, whose mean is then that of the rest.
+    """
     if isinstance(target, CurvilinearGrid):
         return ds
     if _same_lattice(source, target):
