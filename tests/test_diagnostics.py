@@ -117,9 +117,10 @@ def test_gaps_are_no_cases(ensemble, truth):
     np.testing.assert_allclose(count, 4 * 48 * (1 - SHARES[0, :2].sum()), rtol=1e-6)
 
 
-def test_bins_are_needed(ensemble, truth):
-    with pytest.raises(InputError, match="bins=1; needed 2 or more"):
-        reliability(ensemble, truth, "t2m", 280.0, bins=1)
+@pytest.mark.parametrize("bins", [0, 1])
+def test_bins_are_needed(bins, ensemble, truth):
+    with pytest.raises(InputError, match=f"bins={bins}; needed 2 or more"):
+        reliability(ensemble, truth, "t2m", 280.0, bins=bins)
 
 
 # thresholds that tell nothing
@@ -175,6 +176,70 @@ def test_fractions_need_a_grid(monkeypatch, ensemble, truth):
     assert out.attrs["sample"] == "4 starts, 48 stations" and float(out["count"].sum()) == pytest.approx(4 * 2 * 48)
 
 
+# regions of curvilinear grids, stations, and no values at all
+
+
+def bent(ds):
+    """The same values on a grid whose rows are not parallel to the equator."""
+    columns, rows = np.meshgrid(np.arange(8.0), np.arange(6.0))
+    ds = ds.rename(latitude="y", longitude="x").drop_vars(["y", "x"])
+    return ds.assign_coords(latitude=(("y", "x"), 60 - rows + columns / 2), longitude=(("y", "x"), 10 + columns))
+
+
+REGION = (61.6, 0, 57, 40)
+OUTSIDE = np.add.outer(-np.arange(6.0), np.arange(8) / 2)
+OUTSIDE = (60 + OUTSIDE > 61.6) | (60 + OUTSIDE < 57)
+
+
+@pytest.mark.parametrize(
+    "diagnostic",
+    [lambda *args: fss(*args, "t2m", 280, [1, 2], region=REGION), lambda *args: quantiles(*args, [0.3, 0.7], region=REGION),
+     lambda *args: reliability(*args, "t2m", 280, region=REGION), lambda *args: brier(*args, "t2m", 280, region=REGION)],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [np.nan, 500.0])
+def test_nothing_outside_the_region_counts(diagnostic, value, ensemble, truth):
+    expected = diagnostic(bent(ensemble), bent(truth))
+    truth["t2m"].values[:, OUTSIDE] = value
+    ensemble["t2m"].values[..., OUTSIDE] = value
+    changed = diagnostic(bent(ensemble), bent(truth))
+    xr.testing.assert_identical(changed, expected)
+    assert changed.attrs["sample"] == f"4 starts, {48 - OUTSIDE.sum()} cells"
+
+
+def test_windows_lie_wholly_inside_the_region(ensemble, truth):
+    one, _ = align_pair(bent(ensemble), bent(truth), ["t2m"], REGION, "coarser")
+    inside, events = one.area.values > 0, [(one.forecast["t2m"] >= 280).values, (one.truth["t2m"] >= 280).values[:, :, None]]
+    windows = [(i, j) for i in range(5) for j in range(7) if inside[i : i + 2, j : j + 2].all()]
+    ours, theirs = (np.stack([e[..., i : i + 2, j : j + 2].sum(axis=(-2, -1)) for i, j in windows], axis=-1) for e in events)
+    ours, theirs = np.broadcast_arrays(ours, theirs)
+    expected = 1 - ((ours - theirs) ** 2).sum(axis=(0, 2, 3)) / (ours**2 + theirs**2).sum(axis=(0, 2, 3))
+    np.testing.assert_allclose(fss(bent(ensemble), bent(truth), "t2m", 280, 2, region=REGION).squeeze("window"), expected)
+    with pytest.raises(InputError, match=r"windows=\[5\]; needed 1 to 4 cells, the widest that fits into the area"):
+        fss(bent(ensemble), bent(truth), "t2m", 280, 5, region=REGION)
+
+
+def test_brier_score_counts_reports_at_stations():
+    places = {name: ("station", values) for name, values in
+              {"latitude": [50.0, 55.0], "longitude": [12.0, 20.0], "altitude": [0.0, 0.0]}.items()}  # fmt: skip
+    coords = {"reference_time": STARTS[:2], "lead_time": ("lead_time", [6], {"units": "hours"}), "station": ["a", "b"], **places}
+    fc = xr.Dataset({"t2m": (("reference_time", "lead_time", "station"), [[[281.0, 281]], [[279.0, 281]]], K)}, coords)
+    times = STARTS[:2] + np.timedelta64(6, "h")
+    reports = xr.Dataset(
+        {"t2m": (("time", "station"), [[279.0, np.nan], [279, 281]], K)}, {**places, "station": ["a", "b"], "time": times}
+    )
+    assert brier(fc, reports, "t2m", 280.0).item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("diagnostic", "what"),
+    [(lambda *args: brier(*args, "t2m", 280.0), "the Brier score"), (lambda *args: quantiles(*args, [0.5]), "quantiles"),
+     (lambda *args: reliability(*args, "t2m", 280.0), "reliability"), (rank_histogram, "the rank histogram")],
+)  # fmt: skip
+def test_no_values_in_common_are_an_error(diagnostic, what, ensemble, truth):
+    with pytest.raises(SchemaError, match=rf"{what} cannot be computed(?s:.)*t2m: no place where forecast and truth both have"):
+        diagnostic(ensemble, truth.where(False).assign(t2m=lambda ds: ds["t2m"].assign_attrs(K)))
+
+
 # quantiles
 
 
@@ -197,13 +262,13 @@ def test_quantiles_count_area(truth):
 def test_members_are_pooled_and_gaps_left_out(ensemble, truth):
     ensemble["t2m"][:, :, :, 3, 3] = 400.0
     truth["t2m"][:, 3, 3] = np.nan
-    out = quantiles(ensemble, truth, [0.25, 0.999])["t2m"]
+    out = quantiles(ensemble, truth, [0.25, 0.9])["t2m"]
     values = ensemble["t2m"].isel(lead_time=0).values
     known = np.ones(GRID.shape, bool)
     known[3, 3] = False
     values, weights = values[..., known].ravel(), np.broadcast_to(SHARES[known], (4, 5, 47)).ravel()
     order = np.argsort(values)
-    expected = np.interp([0.25, 0.999], weights[order].cumsum() / weights.sum(), values[order])
+    expected = np.interp([0.25, 0.9], weights[order].cumsum() / weights.sum(), values[order])
     np.testing.assert_allclose(out.sel(source="forecast").isel(lead_time=0), expected, atol=0.02)
 
 

@@ -313,6 +313,20 @@ def test_averaging_a_projected_source_conserves_the_integral():
     assert (total * target.area).sum() == pytest.approx((values * source.area).sum(), rel=1e-9)
 
 
+def test_whole_cells_of_a_projected_source():
+    source, target = lambert(), Grid.regular(45, -101, "0.5", (30, 30))
+    across = np.linspace(-0.25, 0.25, 21)
+    latitude, longitude = (np.add.outer(axis, across) for axis in (np.array(target.latitude), np.array(target.longitude)))
+    shape = (30, 30, 21, 21)
+    places = np.broadcast_to(latitude[:, None, :, None], shape), np.broadcast_to(longitude[None, :, None], shape)
+    inside = [(at > axis.min() - 1500) & (at < axis.max() + 1500)
+              for at, axis in zip(to_projection(LAMBERT, *places), source.axes, strict=True)]  # fmt: skip
+    whole = Regridder(source, target, "conservative").whole
+    np.testing.assert_array_equal(whole, np.logical_and(*inside).all(axis=(2, 3)))
+    as_curvilinear = CurvilinearGrid(*np.meshgrid(np.arange(49.95, 40, -0.1), np.arange(10.05, 20, 0.1), indexing="ij"))
+    assert Regridder(as_curvilinear, Grid.regular("49.5", "10.5", 1, (10, 10)), "conservative").whole.all()
+
+
 def test_averaging_over_a_pole():
     crs = pyproj.CRS("+proj=stere +lat_0=90 +lat_ts=60 +lon_0=-45 +R=6371229")
     axis = np.linspace(-2e6, 2e6, 201)

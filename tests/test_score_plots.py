@@ -145,10 +145,28 @@ def test_what_cannot_be_drawn_is_said():
     starts = scores().expand_dims(reference_time=3)
     with pytest.raises(SchemaError, match="t2m has dims reference_time, metric.*needed lead_time, metric and at most model"):
         starts.scalemixer.plot()
+    bare = starts.isel(lead_time=0, drop=True)
+    with pytest.raises(SchemaError, match=r'Type xsm.score\(..., by=\["variable", "lead_time"\]\)'):
+        bare.scalemixer.plot()
     with pytest.raises(InputError, match="kind='map'; needed one of maps, curves, scorecard"):
         scores().scalemixer.plot(kind="map")
     with pytest.raises(SchemaError, match="a DataArray cannot be used here"):
         xsm.plot(scores()["t2m"])
+
+
+def test_arguments_of_another_picture(pair):
+    with pytest.raises(InputError, match=r"argument 'metric'; kind='maps' takes variable, lead_time.*metric= belongs to scores"):
+        pair[0].scalemixer.plot(metric="rmse")
+    with pytest.raises(InputError, match="'skill'; kind='curves' takes variables, metric, ax"):
+        scores().scalemixer.plot(skill=1)
+
+
+def test_reports_of_stations_are_not_called_fields(pair):
+    fc, truth = pair
+    at = xsm.at_stations(truth, xr.Dataset(coords={"station": list("abc"), "latitude": ("station", [58.0, 55, 50]),
+         "longitude": ("station", [12.0, 15, 20]), "altitude": ("station", [0.0, 0, 0], {"units": "m"})}))  # fmt: skip
+    sc = xsm.score(fc.isel(reference_time=[0]), at)
+    assert sc.scalemixer.plot("t2m").figure.get_suptitle() == "RMSE, n = 3 reports"
 
 
 # scorecard
@@ -217,11 +235,21 @@ def test_maps_of_scores(sc):
     (ax,) = sc.scalemixer.plot("t2m", "bias")
     colors = ax.collections[0]
     assert ax.get_title() == "+12 h" and ax.get_aspect() == pytest.approx(2)
-    assert ax.figure.get_suptitle() == "2 m temperature, bias, n = 20 fields" and colors.colorbar.ax.get_ylabel() == "bias [K]"
+    noun = "reports" if "station" in sc.dims else "fields"
+    assert ax.figure.get_suptitle() == f"2 m temperature, bias, n = 20 {noun}" and colors.colorbar.ax.get_ylabel() == "bias [K]"
     np.testing.assert_allclose(colors.get_array().ravel()[:9], np.linspace(-1, 3, 9))
     assert colors.norm.vmin == -colors.norm.vmax
     cold, warm = colors.to_rgba(-1), colors.to_rgba(3)
     assert cold[2] > cold[0] and warm[0] > warm[2]
+
+
+def test_maps_of_skill_have_the_levels_of_the_scorecard():
+    sc = PLACES["grid"].isel(metric=[1, 1]).assign_coords(metric=["rmse", "rmse_skill"])
+    sc["t2m"][1, :, 0, 0] = -1e3  # nearly nothing to compare with, in one cell
+    (ax,) = sc.scalemixer.plot("t2m", "rmse_skill")
+    card = scores().scalemixer.plot(kind="scorecard")[0].collections[0].norm
+    np.testing.assert_array_equal(ax.collections[0].norm.boundaries, card.boundaries)
+    assert sc.scalemixer.plot("t2m", "rmse_skill", limits=(-80, 80))[0].collections[0].norm.boundaries[-1] == 80
 
 
 def test_stations_without_a_score_have_no_dot():

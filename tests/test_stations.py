@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -111,6 +113,16 @@ def test_units_are_not_told_from_values():
         xsm.read_stations(bare, units={"temp": "K", "elev": "m", "tmp": "K"})
     with pytest.raises(SchemaError, match="t2m: 6 of 6 values are outside 170..345 K"):
         xsm.read_stations(bare, units={"temp": "degC", "elev": "m"})
+
+
+def test_datasets_are_told_what_to_type_for_datasets():
+    bare = xsm.read_stations(frame()).drop_attrs()
+    with pytest.raises(
+        SchemaError, match=r'ds\["t2m"\].attrs\["units"\] = "degC", or(?s:.)*ds\["altitude"\].attrs\["units"\] = "m"'
+    ):
+        xsm.read_stations(bare)
+    with pytest.raises(SchemaError, match=r'Rename yours: ds.rename\(\{"NAME": "latitude"\}\)'):
+        xsm.read_stations(bare.rename(latitude="where"))
 
 
 def test_all_problems_at_once():
@@ -398,8 +410,11 @@ def test_arguments_of_at_stations():
 def test_other_stations_of_the_same_name():
     out = xsm.at_stations(field(plane()), places([50.3, 51.0], [6.2, 7.0]))
     assert xsm.at_stations(out, places([50.3], [6.2])).sizes["station"] == 1
-    with pytest.raises(GridError, match="not the same stations"):
-        xsm.at_stations(out, places([51.3], [6.2]))
+    assert xsm.at_stations(out, places([50.3], [-353.8])).sizes["station"] == 1
+    for place in ([51.3], [6.2]), ([50.3], [6.5]):
+        where = rf"(50.3 N 6.2 E, asked for at {place[0][0]} N {place[1][0]} E)"
+        with pytest.raises(GridError, match=f"not the same stations(?s:.)*1 ids are in other places: .* {re.escape(where)}"):
+            xsm.at_stations(out, places(*place))
 
 
 # what stations report

@@ -7,8 +7,10 @@ import xarray as xr
 import xscalemixer as xsm
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 from xscalemixer.grids import Grid
+from xscalemixer.variables import CATALOG
 from xscalemixer.verification import brier, fss, power_spectrum, rank_histogram
 from xscalemixer.verification.bootstrap import block_length, resampled_counts
+from xscalemixer.verification.metrics import field_means
 
 GRID = Grid.regular(60, 10, "2.5", (6, 8))
 STARTS = np.arange("2001-08-10T00", "2001-08-11T00", 6, dtype="M8[h]").astype("M8[ns]")
@@ -115,6 +117,26 @@ def test_anomaly_correlation_and_activity(truth, normal, factor, acc):
     sc = xsm.score(forecast(280 + factor * (beside(truth) - 280)), truth, climatology=normal)
     np.testing.assert_allclose(value(sc, "acc"), acc, atol=1e-5)
     np.testing.assert_allclose(value(sc, "activity"), abs(factor) * value(sc, "truth_activity"), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("shape", [(17, 13), (20, 24), (58, 89)])
+def test_constant_fields_have_no_correlation(shape, dtype):
+    draw, area = np.random.default_rng(0), xr.DataArray(Grid.regular(60, 10, "0.5", shape).area, dims=("y", "x"))
+    correlation = lambda *pair: field_means(("correlation",), *(xr.DataArray(np.broadcast_to(values, (3, *shape)).astype(dtype),
+                                            dims=("t", "y", "x")) for values in pair), area).sel(mean="correlation")  # fmt: skip
+    cloud = draw.random((3, *shape))
+    for value in (1.0, 0.3, 101325.7):
+        assert np.isnan(correlation(value, value)).all() and np.isnan(correlation(value, cloud)).all()
+        assert np.isnan(correlation(cloud, value)).all()
+    np.testing.assert_allclose(correlation(cloud, 1e4 + cloud), 1, atol=1e-5)
+    assert np.isnan(correlation(np.full((3, 1, 1), [[[0.1]], [[0.2]], [[0.7]]]), 0.0)).all()
+
+
+def test_a_forecast_of_the_climatology_has_no_acc(truth, normal):
+    pattern = np.random.default_rng(3).normal(280, 5, GRID.shape)  # the climatology in float64, the forecast in float32
+    sc = xsm.score(forecast(pattern), truth, climatology=(normal * 0 + pattern).assign(t2m=lambda ds: ds["t2m"].assign_attrs(K)))
+    assert np.isnan(value(sc, "acc")).all() and np.isfinite(value(sc, "rmse")).all()
 
 
 def test_anomaly_correlation_is_not_centered(normal):
@@ -313,6 +335,24 @@ def test_the_finer_grid_is_averaged_onto_the_coarser(truth):
     assert "forecast: grid: bilinear from 3 x 4" in onto.attrs["report"] and np.all(value(onto, "rmse") > 0.1)
 
 
+def test_cells_partly_outside_the_finer_data_are_left_out():
+    fine, coarse = Grid.regular("59.5", "12.5", "1", (9, 9)), Grid.regular("58.75", "11.25", "2.5", (4, 5))
+    north = np.array(fine.latitude)[:, None] * np.ones(fine.shape)  # what half a cell holds is not the mean of the cell
+    sc = xsm.score(forecast(north, fine), xsm.regrid(analysis(north, fine), coarse, method="conservative").fillna(0), by="place")
+    assert sc["latitude"].values.tolist() == [58.75, 56.25, 53.75] and sc["longitude"].values.tolist() == [13.75, 16.25, 18.75]
+    np.testing.assert_allclose(value(sc, "rmse"), 0, atol=1e-4)
+    assert "11 cells at the edge, partly outside it, left out" in sc.attrs["report"]
+
+
+def test_the_regional_twin_is_the_truth_of_the_global_one(shared_data):
+    regional, coarse = (
+        xr.open_dataset(shared_data / "nature" / f"{name}_2001-08-10.nc")[["t2m"]] for name in ("regional", "global")
+    )
+    fc = regional.rename(time="lead_time").assign_coords(lead_time=("lead_time", np.arange(1, 121), {"units": "hours"}))
+    sc = xsm.score(fc.expand_dims(reference_time=regional["time"].values[:1] - np.timedelta64(1, "h")), coarse)
+    assert np.all(value(sc, "rmse") < 0.05) and "41 cells at the edge" in sc.attrs["report"]
+
+
 def test_a_part_of_a_larger_grid_is_picked(fc, truth):
     part = {"latitude": slice(1, 5), "longitude": slice(2, 7)}
     sc = xsm.score(fc.isel(part), truth)
@@ -335,9 +375,15 @@ def test_region(fc, truth):
         xsm.score(fc, truth, region=(0, 10, 10, 20))
 
 
+def test_a_region_without_width(fc, truth):
+    with pytest.raises(GridError, match=r"which is 15 E alone; type region=\(60, 15, 50, 375\) for all longitudes"):
+        xsm.score(fc, truth, region=(60, 15, 50, 15))
+    xr.testing.assert_identical(xsm.score(fc, truth, region=(90, -180, -90, 180))["t2m"], xsm.score(fc, truth)["t2m"])
+
+
 def test_grids_of_one_size_in_different_places_need_a_choice(fc):
     shifted = Grid.regular("59", "11", "2.5", (6, 8))
-    other = analysis(280.0, shifted)
+    other = analysis(random(5, *GRID.shape), shifted)
     with pytest.raises(GridError, match=r"none is the coarser; needed a choice: grid='truth'"):
         xsm.score(fc, other)
     assert np.isfinite(xsm.score(fc, other, grid="truth")["t2m"]).all()
@@ -737,6 +783,31 @@ def test_settings_that_mean_nothing_are_told(fc, truth, options, words):
 
 
 # real and twin data
+
+
+@pytest.mark.parametrize(
+    ("name", "point", "mean"),
+    [("ssrd", {"GRIB_stepType": "instant"}, {"cell_methods": "time: mean (interval: 6 hours)"}),
+     ("tcc", {"cell_methods": "area: mean time: point"}, {"cell_methods": "time: mean (over the hour before)"})],
+)  # fmt: skip
+def test_instantaneous_values_against_means_are_told(fc, truth, name, point, mean):
+    row = CATALOG[name]
+    attrs = {"units": row.units, "standard_name": row.standard_name}
+    held = lambda ds, also: xr.Dataset({name: (ds["t2m"] - 279.5).clip(0, 1).assign_attrs(attrs | also)})
+    told = lambda *attrs: (
+        f"! {name}: instantaneous values against means: forecast has instantaneous"
+        in xsm.score(held(fc, attrs[0]), held(truth, attrs[1])).attrs["report"]
+    )
+    assert told(point, mean) and not told(point, point) and not told(mean, mean) and not told({}, mean)
+    assert told(point, {}) == (name == "ssrd"), "radiation is taken as a mean where nothing is stated"
+
+
+def test_repeated_reports_are_named(fc):
+    truth = reports(280.0)
+    with pytest.raises(TimeError, match=r"valid times occur more than once: 2001-08-10T06:00\. Needed: every valid time once"):
+        xsm.score(fc, xr.concat([truth, truth.isel(time=[0])], "time"))
+    with pytest.raises(SchemaError, match="ids occur more than once: s1"):
+        xsm.score(fc, xr.concat([truth, truth.isel(station=[1])], "station"))
 
 
 def test_ten_members_of_era5(shared_data):

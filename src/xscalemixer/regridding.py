@@ -29,6 +29,7 @@ Backend = Literal["auto", "builtin", "xesmf"]
 _Places = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _COARSER = 2.0  # "auto" averages when target cells are at least this many times as large
+_WHOLE = 0.99  # share of a cell inside the source from which on it counts as inside: coordinates are rounded
 _SLACK = 1e-6  # share of a cell by which rounded coordinates may miss a center or an edge
 _GRIB_GEOMETRY = (
     "gridType", "gridDefinitionDescription", "numberOfPoints", "Nx", "Ny", "Ni", "Nj", "N", "pl", "DxInMetres", "DyInMetres",
@@ -191,6 +192,15 @@ class Regridder:
         """Target cells that the source reaches (bilinear), or covers enough of (conservative); bool, shape (h, w)."""
         share = self.min_valid if self.method == "conservative" else 0.0
         return self.weights.coverage > max(share - _SLACK, _SLACK)
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        """Target cells of `covered` that lie wholly inside the source (bilinear: all of them); bool, shape (h, w)."""
+        if self.method == "bilinear":
+            return self.covered
+        if isinstance(self.source, Grid):
+            return self.covered & (self.weights.coverage > _WHOLE)
+        return self.covered & ~_cut(self.source, self.target)
 
     def __call__(self, fields: np.ndarray) -> np.ndarray:
         """Regrid an array of shape (..., H, W) to (..., h, w); floating dtypes are kept, others become floating.
@@ -533,16 +543,30 @@ def _pieces(source: CurvilinearGrid, target: Grid) -> _General:
     share = source.area.ravel() / number**2
     total = 0
     for i, j in product(offsets, offsets):
-        x, y, z = np.moveaxis(points + i * down + j * right, -1, 0).reshape(3, -1)
-        latitude, longitude = np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))
-        cell, inside = _cell_of(target, latitude, longitude)
+        cell, inside = _cell_of(target, (points + i * down + j * right).reshape(-1, 3))
         weights = share[inside] / target.area.ravel()[cell[inside]]
         total = total + _sparse(weights, cell[inside], np.flatnonzero(inside), (_size(target), _size(source)))
     return _General(total, target.shape)
 
 
-def _cell_of(grid: Grid, latitude: np.ndarray, longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flat number of the cell that holds each point, and whether there is one."""
+def _cut(source: CurvilinearGrid, target: Grid) -> np.ndarray:
+    """Target cells that the outline of the source runs through; bool, shape (h, w)."""
+    points, along = source.points, np.linspace(-0.5, 0.5, 5)
+    down, right = np.gradient(points, axis=(0, 1))
+    outline = []
+    for side, out in ((0, -1.5 + _WHOLE), (-1, 1.5 - _WHOLE)):  # a little outside, where it does not cut cells that end there
+        outline += [points[side] + out * down[side] + step * right[side] for step in along]
+        outline += [points[:, side] + out * right[:, side] + step * down[:, side] for step in along]
+    cell, inside = _cell_of(target, np.concatenate(outline))
+    cut = np.zeros(target.shape, bool)
+    cut.flat[cell[inside]] = True
+    return cut
+
+
+def _cell_of(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flat number of the cell that holds each point (N, 3), of about unit length, and whether there is one."""
+    x, y, z = points.T
+    latitude, longitude = np.rad2deg(np.arctan2(z, np.hypot(x, y))), np.rad2deg(np.arctan2(y, x))
     west = grid.longitude_bounds[0]
     row = np.searchsorted(-grid.latitude_bounds, -latitude, side="right") - 1
     column = np.searchsorted(grid.longitude_bounds - west, (longitude - west) % 360.0, side="right") - 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import numpy as np
 import xarray as xr
 
@@ -51,7 +53,7 @@ def to_canonical_grid(ds: xr.Dataset, report: Report) -> xr.Dataset:
     return _order_longitude(_order_latitude(ds, report), report)
 
 
-def _find(ds: xr.Dataset, kind: str) -> str | None:
+def _find(ds: xr.Dataset, kind: str) -> Hashable | None:
     candidates = [name for name, v in ds.variables.items() if v.ndim <= 3]
     for name in candidates:
         if ds[name].attrs.get("standard_name") == kind:

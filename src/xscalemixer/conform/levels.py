@@ -35,7 +35,7 @@ def pressure_levels(coordinate: xr.DataArray, report: Report) -> np.ndarray | No
     if np.array_equal(np.sort(values), np.arange(values.size) + values.min()) and values.size > 1:
         return None  # model levels counted one by one
     units = "Pa" if values.max() > 1100 else "hPa"
-    report.warn(coordinate.name, f"no units; values {values.min():g} to {values.max():g} read as {units}")
+    report.warn(str(coordinate.name), f"no units; values {values.min():g} to {values.max():g} read as {units}")
     return _in_hpa(values, units)
 
 

@@ -114,8 +114,8 @@ class Inventory:
         if not close:
             known = ", ".join((row.name, *row.aliases[:3]))
             return f"Names that are understood: {known}, or the standard_name {row.standard_name}"
-        first, *_ = close = sorted(close)
-        return f'Close: {", ".join(close[:5])}. If it is one of these, ds = ds.rename({{"{first}": "{row.name}"}})'
+        first, *others = sorted(close)
+        return f'Close: {", ".join([first, *others[:4]])}. If it is one of these, ds = ds.rename({{"{first}": "{row.name}"}})'
 
 
 def _vertical(array: xr.DataArray) -> Iterator[str]:

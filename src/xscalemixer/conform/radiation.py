@@ -11,9 +11,9 @@ from xscalemixer.conform.match import Inventory
 from xscalemixer.conform.time import LEADS
 from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
-from xscalemixer.variables import CATALOG
+from xscalemixer.variables import CATALOG, Variable
 
-__all__ = ["INTERVAL", "to_mean_flux"]
+__all__ = ["INTERVAL", "processing", "to_mean_flux"]
 
 INTERVAL = "interval_hours"  # attribute: length of the interval that the values are means over, where the file states it
 
@@ -58,6 +58,17 @@ def _note_flux(array: xr.DataArray, report: Report) -> None:
         report.assume("ssrd", f"a mean flux over forecast steps {shown}, taken as it is")
     else:
         report.assume("ssrd", "a flux, taken as the mean over the step that ends at its time stamp")
+
+
+def processing(array: xr.DataArray, row: Variable) -> str | None:
+    """What the values of a variable are in time, in words, from GRIB or CF metadata: at a time, or means.
+
+    Where these say nothing, radiation is taken as a mean; for other variables the answer is None.
+    """
+    match = re.search(r"time\d*: (point|mean)", str(array.attrs.get("cell_methods", "")))
+    stated = {"instant": "point", "avg": "mean"}.get(str(array.attrs.get("GRIB_stepType"))) or (match[1] if match else None)
+    words = {"point": "instantaneous values", "mean": "means over an interval"}
+    return words.get(stated or ("mean" if row.interval_mean else ""))
 
 
 def _from_step_ranges(array: xr.DataArray, report: Report) -> xr.DataArray | None:

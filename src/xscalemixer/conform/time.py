@@ -130,7 +130,7 @@ def _check_stated(times: xr.DataArray, ds: xr.Dataset, names: tuple, report: Rep
 
 def _dates(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
     """The coordinate as naive datetime64[ns] in UTC."""
-    name = coordinate.name
+    name = str(coordinate.name)
     if coordinate.dtype.kind == "M" and isinstance(coordinate.dtype, np.dtype):
         return coordinate.astype("datetime64[ns]").reset_coords(drop=True)
     values = coordinate.values.ravel()
@@ -167,7 +167,7 @@ def _leads(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
     if coordinate.dtype.kind not in "iuf" or units not in _HOURS:
         found = f"lead times of type {coordinate.dtype} with units {units or 'missing'!r}"
         fix = f'ds["{coordinate.name}"].attrs["units"] = "hours"'
-        report.error(coordinate.name, found, "hours, minutes, seconds or timedelta64", fix, kind=TimeError)
+        report.error(str(coordinate.name), found, "hours, minutes, seconds or timedelta64", fix, kind=TimeError)
         return None
     seconds = np.round(coordinate.reset_coords(drop=True) * (_HOURS[units] * 3600))
     return seconds.astype("int64").astype("timedelta64[s]").astype("timedelta64[ns]")

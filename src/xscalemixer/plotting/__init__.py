@@ -74,11 +74,23 @@ def plot(ds: xr.Dataset | Mapping[str, xr.Dataset], *args, kind: Kind | None = N
     Raises
     ------
     InputError
-        If there is no such kind, or, of the function, what was asked for is not there.
+        If there is no such kind, the function takes no such argument, or, of the function, what was asked for is not there.
     """
+    from inspect import signature
+
     if kind is not None and kind not in _KINDS:
         raise InputError("no such picture", [f"kind={kind!r}; needed one of {', '.join(_KINDS)}"])
-    return _KINDS[kind or _kind(ds)](ds, *args, **kwargs)
+    chosen = kind or _kind(ds)
+    takes = signature(_KINDS[chosen])
+    try:
+        takes.bind(ds, *args, **kwargs)
+    except TypeError as error:
+        known = ", ".join(list(takes.parameters)[1:])
+        scores = (
+            ". metric= belongs to scores: xsm.plot(xsm.score(fc, truth), ...)" if chosen == "maps" and "metric" in kwargs else ""
+        )
+        raise InputError("no such picture", [f"{error}; kind={chosen!r} takes {known}{scores}"]) from None
+    return _KINDS[chosen](ds, *args, **kwargs)
 
 
 def _kind(ds: xr.Dataset | Mapping[str, xr.Dataset]) -> Kind:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -170,7 +170,7 @@ def plot_score_maps(
     terrain : Dataset, optional
         With ``lsm`` and ``orog`` on its own grid, for coast and relief; the forecast will do.
     limits : (float, float), optional
-        Ends of the color scale in the units shown; default from the data drawn.
+        Ends of the color scale in the units shown; default from the data drawn, for skills the levels of the scorecard.
     ax : matplotlib Axes, optional
         Where to draw a single map.
 
@@ -201,7 +201,7 @@ def plot_score_maps(
         dress_map(panel, one["latitude"])
         panel.set_title(_panel_title(one), fontsize="medium")
     label = f"{metric_label(metric, reference)} [{shown.units}]"
-    axes[0].figure.colorbar(mesh, ax=list(axes), extend=extend, shrink=0.9, label=label)
+    axes[0].figure.colorbar(mesh, ax=list(axes), ticks=norm.boundaries, extend=extend, shrink=0.9, label=label)
     heading = f"{style_of(name, sc[name].attrs).label}, {metric_label(metric, reference)}"
     return finished(axes, None, ax, _heading(heading, sc))
 
@@ -245,7 +245,8 @@ def _require_dims(chosen, needed: set[str], allowed: set[str]) -> None:
         if further or needed - set(array.dims):
             found = ", ".join(map(str, array.dims))
             wants = ", ".join(sorted(needed)) + (f" and at most {', '.join(allowed)}" if allowed else "")
-            raise SchemaError("these scores cannot be drawn so", [f"{name} has dims {found}; needed {wants}. Select with .sel"])
+            fix = "Select with .sel" if "lead_time" in array.dims else 'Type xsm.score(..., by=["variable", "lead_time"])'
+            raise SchemaError("these scores cannot be drawn so", [f"{name} has dims {found}; needed {wants}. {fix}"])
 
 
 def _common_units(metrics: list[str], name: str, array: xr.DataArray) -> Shown:
@@ -277,7 +278,7 @@ def _color(array: xr.DataArray, model: str | None) -> str:
 
 def _draw_curves(panel: Axes, array: xr.DataArray, metric: str, scale: float, dashes: str, several: bool) -> None:
     leads = array["lead_time"].values
-    models = _compared(array, metric) or [None]
+    models: list[str | None] = [*_compared(array, metric)] or [None]
     marker = "o" if len(leads) == 1 else None
     for model in models:
         one = array if model is None else array.sel(model=model)
@@ -330,12 +331,14 @@ def _draw_legend(axes: np.ndarray, array: xr.DataArray, metrics: list[str], ax: 
 
 
 def _heading(text: str, sc: xr.Dataset) -> str:
-    """What is drawn, of how many fields, and where."""
+    """What is drawn, of how many fields or reports, and where."""
     parts = [text[:1].upper() + text[1:]]
     if "count" in sc["metric"].values:
         count = sc.sel(metric="count").to_dataarray()
         low, high = int(count.min()), int(count.max())
-        parts.append(f"n = {low} fields" if low == high else f"n = {low}..{high} fields")
+        at_stations = "station" in sc.dims or "· stations: " in sc.attrs.get("report", "")  # the line of the alignment
+        noun = "report" if at_stations else "field"
+        parts.append(f"n = {low} {noun}{'s' * (low != 1)}" if low == high else f"n = {low}..{high} {noun}s")
     if sc.attrs.get("region", "all") != "all":
         parts.append(f"region {sc.attrs['region']}")
     return ", ".join(parts)
@@ -360,6 +363,8 @@ def _scale(maps: xr.DataArray, metric: str, limits: tuple[float, float] | None):
     values = maps.values[np.isfinite(maps.values)]
     better_is_more = is_relative(metric) and metric.endswith("_skill")
     signed = is_relative(metric) or metric == "bias"
+    if better_is_more and limits is None:  # a few cells with hardly an error to compare with would set any other scale
+        return BoundaryNorm(_SKILLS, 256, extend="both"), "RdBu", "both"
     if limits is None:
         low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0, 1)
         limits = (-max(-low, high), max(-low, high)) if signed else (0 if metric in _ZERO_BASED else low, high)
@@ -377,11 +382,11 @@ def _map_size(maps: xr.DataArray) -> tuple[float, float]:
 
 
 def _draw_places(panel: Axes, one: xr.DataArray, place: set[str], norm, colors: str):
-    keywords = {"cmap": colors, "norm": norm}
+    keywords: dict[str, Any] = {"cmap": colors, "norm": norm}
     if place == {"station"}:
         size = float(np.clip(4000 / max(one.size, 1), 5, 60))
         known = one.dropna("station")
-        edges = {"edgecolors": "0.2", "linewidths": 0.3}
+        edges: dict[str, Any] = {"edgecolors": "0.2", "linewidths": 0.3}
         return panel.scatter(known["longitude"], known["latitude"], size, known, **edges, **keywords)
     rows, columns = ("latitude", "longitude") if "latitude" in place else ("y", "x")
     values = one.transpose(rows, columns)

@@ -91,7 +91,12 @@ def surface_rows() -> dict[str, Variable]:
 
 
 def understand(
-    columns: Mapping[str, Mapping], units: Mapping[str, str] | None, report: Report, *, places_only: bool = False
+    columns: Mapping[str, Mapping],
+    units: Mapping[str, str] | None,
+    report: Report,
+    *,
+    is_frame: bool,
+    places_only: bool = False,
 ) -> dict[str, Column]:
     """Say what each column is.
 
@@ -103,6 +108,8 @@ def understand(
         Units that the user states, by column.
     report : Report
         Receives columns without units, several columns for one thing, and what is not read.
+    is_frame : bool
+        Whether the table is a data frame, which decides what to type where units are missing.
     places_only : bool
         Look for no more than id, position and altitude.
 
@@ -123,9 +130,9 @@ def understand(
             found.setdefault(role, []).append(name)
     for role, names in found.items():
         if len(names) > 1:
-            fix = f'Leave one: drop(columns="{names[1]}") of a frame, drop_vars("{names[1]}") of a Dataset'
+            fix = f'Leave one: {"drop(columns=" if is_frame else "ds.drop_vars("}"{names[1]}")'
             report.error(role, f"{', '.join(map(repr, names))} all look like it", "one column", fix)
-    understood = {role: _column(role, names[0], columns, units, known, report) for role, names in found.items()}
+    understood = {role: _column(role, names[0], columns, units, known, is_frame, report) for role, names in found.items()}
     flags = {column.flag for column in understood.values() if column}
     idle = [str(name) for name in columns if not any(name in names for names in found.values()) and name not in flags]
     if idle and not places_only:
@@ -166,7 +173,9 @@ def _is_elsewhere(attrs: Mapping) -> bool:
     return "maximum" in methods or "minimum" in methods or "flag_meanings" in attrs
 
 
-def _column(role: str, name: str, columns: Mapping, units: Mapping[str, str], known, report: Report) -> Column | None:
+def _column(
+    role: str, name: str, columns: Mapping, units: Mapping[str, str], known, is_frame: bool, report: Report
+) -> Column | None:
     if role in ("station", "time", "latitude", "longitude"):
         return Column(name)
     word, bracketed = _bare(str(name))
@@ -176,7 +185,8 @@ def _column(role: str, name: str, columns: Mapping, units: Mapping[str, str], kn
     if not given:
         examples = {"altitude": "m", "K": "degC", "Pa": "hPa", "m s-1": "knots", "1": "%", "degree": "degree"}
         example = examples.get(role, examples.get(target, target))
-        fix = f'Rename it "{word} [{example}]", or xsm.read_stations(..., units={{"{name}": "{example}"}})'
+        stated = f'Rename it "{word} [{example}]"' if is_frame else f'ds["{name}"].attrs["units"] = "{example}"'
+        fix = f'{stated}, or xsm.read_stations(..., units={{"{name}": "{example}"}})'
         report.error(role, f"column {name!r} has no units", f"units convertible to {target}", fix)
         return None
     try:

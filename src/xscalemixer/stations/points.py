@@ -19,7 +19,7 @@ from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
 from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import point_weights
 from xscalemixer.report import Report
-from xscalemixer.stations.reading import Source, read_places
+from xscalemixer.stations.reading import SAME_PLACE, Source, read_places
 from xscalemixer.variables import CATALOG, Schema
 
 __all__ = ["at_stations", "bring_to_stations"]
@@ -275,11 +275,18 @@ def _picked(ds: xr.Dataset, places: xr.Dataset, report: Report) -> xr.Dataset:
         report.warn("station", f"{(~shared).sum()} of {shared.size} are not in this forecast and left out")
     wanted = places.isel(station=shared)
     out = ds.sel(station=wanted["station"].values)
-    apart = ~np.isclose(out["latitude"], wanted["latitude"], atol=0.02)
+    north = np.abs(out["latitude"].values - wanted["latitude"].values)
+    east = np.abs((out["longitude"].values - wanted["longitude"].values + 180) % 360 - 180)
+    apart = ~((north <= SAME_PLACE) & (east <= SAME_PLACE))
     if apart.any():
-        named = ", ".join(wanted["station"].values[apart][:5])
-        raise GridError("these are not the same stations", [f"{apart.sum()} ids are at other latitudes: {named}"])
+        here = [f"{name} ({_where(out, i)}, asked for at {_where(wanted, i)})"
+                for i, name in enumerate(wanted["station"].values) if apart[i]]  # fmt: skip
+        raise GridError("these are not the same stations", [f"{apart.sum()} ids are in other places: {', '.join(here[:5])}"])
     return out.assign_coords(wanted.coords)
+
+
+def _where(ds: xr.Dataset, number: int) -> str:
+    return f"{ds['latitude'].values[number]:g} N {ds['longitude'].values[number]:g} E"
 
 
 # --- heights ---------------------------------------------------------------------------------------------------------

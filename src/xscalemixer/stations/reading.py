@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,9 @@ from xscalemixer.stations.columns import PLACES, Column, surface_rows, understan
 from xscalemixer.stations.quality import is_code, screen
 from xscalemixer.variables import CATALOG
 
-__all__ = ["holds_stations", "is_canonical", "read", "read_places", "read_stations"]
+__all__ = ["SAME_PLACE", "holds_stations", "is_canonical", "read", "read_places", "read_stations"]
 
-_SAME_PLACE = 0.02  # degrees by which the coordinates of one station may differ between reports (rounding, small moves)
+SAME_PLACE = 0.02  # degrees by which the coordinates of one station may differ between reports (rounding, small moves)
 _ATTRS = {
     "time": {"standard_name": "time", "long_name": "hour of the reports", "axis": "T"},
     "station": {"long_name": "station", "cf_role": "timeseries_id"},
@@ -26,7 +27,7 @@ _ATTRS = {
     "longitude": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
     "altitude": {"standard_name": "altitude", "long_name": "altitude of the station", "units": "m"},
 }
-Source = xr.Dataset | pd.DataFrame | str | os.PathLike
+Source: TypeAlias = xr.Dataset | pd.DataFrame | str | os.PathLike
 
 
 def read_stations(source: Source, *, units: Mapping[str, str] | None = None, tolerance: int = 15) -> xr.Dataset:
@@ -114,14 +115,14 @@ def read_places(source: Source) -> xr.Dataset:
     return _described(xr.Dataset(coords=_coordinates(table)))
 
 
-def is_canonical(ds: object) -> bool:
+def is_canonical(ds: object) -> TypeGuard[xr.Dataset]:
     """True for what `read_stations` returns, or a selection of it."""
     if not isinstance(ds, xr.Dataset):
         return False
     places = all(name in ds.coords and ds[name].dims == ("station",) for name in ("latitude", "longitude", "altitude"))
     fields = [array for name, array in ds.items() if name != "orog"]
     known = all(
-        a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[a.name].units for a in fields
+        a.dims == ("time", "station") and a.name in CATALOG and a.attrs.get("units") == CATALOG[str(a.name)].units for a in fields
     )
     return places and known and bool(fields) and ds["station"].dims == ("station",)
 
@@ -160,9 +161,9 @@ def _understood(raw, units, report: Report, **kwargs) -> tuple[xr.Dataset | pd.D
     if isinstance(raw, pd.DataFrame):
         named = [name for name in raw.index.names if name is not None]
         raw = (raw.reset_index(named) if named else raw).reset_index(drop=True)
-        return raw, understand({name: {} for name in raw.columns}, units, report, **kwargs)
+        return raw, understand({name: {} for name in raw.columns}, units, report, is_frame=True, **kwargs)
     raw = _per_report(raw)
-    return raw, understand({name: array.attrs for name, array in raw.variables.items()}, units, report, **kwargs)
+    return raw, understand({name: array.attrs for name, array in raw.variables.items()}, units, report, is_frame=False, **kwargs)
 
 
 def _per_report(ds: xr.Dataset) -> xr.Dataset:
@@ -200,7 +201,8 @@ def _require(columns: Mapping[str, Column], needed: tuple[str, ...], raw, report
         if role not in columns and not any(finding.subject == role for finding in report.select("error")):
             found = f"no {role} among {', '.join(map(str, raw.columns if isinstance(raw, pd.DataFrame) else raw.variables))}"
             kind = TimeError if role == "time" else SchemaError
-            report.error(role, found, f"a column called {role}", f'Rename yours: rename(columns={{"NAME": "{role}"}})', kind=kind)
+            fix = f'rename(columns={{"NAME": "{role}"}})' if isinstance(raw, pd.DataFrame) else f'ds.rename({{"NAME": "{role}"}})'
+            report.error(role, found, f"a column called {role}", f"Rename yours: {fix}", kind=kind)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ def _one_place_each(table: pd.DataFrame, report: Report) -> pd.DataFrame:
     """One row for each station, indexed by id; an id in several places is an error that lists them."""
     by_id = table.groupby("station", sort=False)
     first = table[["latitude", "longitude"]] - by_id[["latitude", "longitude"]].transform("first")
-    away = (first["latitude"].abs() > _SAME_PLACE) | (((first["longitude"] + 180) % 360 - 180).abs() > _SAME_PLACE)
+    away = (first["latitude"].abs() > SAME_PLACE) | (((first["longitude"] + 180) % 360 - 180).abs() > SAME_PLACE)
     moved = table.loc[away.to_numpy(), "station"].unique()
     if moved.size:
         positions = table[table["station"] == moved[0]][["latitude", "longitude"]].drop_duplicates().to_numpy()
@@ -443,7 +445,7 @@ def _described(ds: xr.Dataset) -> xr.Dataset:
     for name, array in ds.variables.items():
         row = CATALOG.get(str(name))
         array.attrs = (
-            {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[name]
+            {"standard_name": row.standard_name, "units": row.units, "long_name": row.long_name} if row else _ATTRS[str(name)]
         )
         array.encoding = {}
     return ds.assign_attrs({"Conventions": "CF-1.11", "featureType": "timeSeries", "title": "station reports"})

@@ -13,7 +13,7 @@ import xarray as xr
 from xscalemixer.conform import Holdings, holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.match import Inventory
-from xscalemixer.conform.radiation import INTERVAL, to_mean_flux
+from xscalemixer.conform.radiation import INTERVAL, processing, to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError, SchemaError, TimeError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
@@ -195,7 +195,7 @@ def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report
 
 def _analysis_axes(ds: xr.Dataset | pd.DataFrame, asked: tuple[str, ...] | None, report: Report, name: str) -> xr.Dataset:
     if holds_stations(ds):
-        ds, own = (ds, Report(name)) if is_canonical(ds) else read(ds)
+        ds, own = _canonical_stations(ds, name) if is_canonical(ds) else read(ds)
         report.extend(own, f"{name}: " if name else "")
         return ds
     require_dataset(ds)
@@ -203,6 +203,16 @@ def _analysis_axes(ds: xr.Dataset | pd.DataFrame, asked: tuple[str, ...] | None,
     ds = to_canonical_grid(to_valid_time(_mean_radiation(ds, asked, own), own), own)
     report.extend(own, f"{name}: " if name else "")
     return ds
+
+
+def _canonical_stations(ds: xr.Dataset, name: str) -> tuple[xr.Dataset, Report]:
+    """Reports that need no reading; files put together may repeat hours or stations."""
+    report = Report(name)
+    ids = ds["station"].to_index()
+    if not ids.is_unique:
+        listed = ", ".join(ids[ids.duplicated()].unique()[:5])
+        report.error("station", f"ids occur more than once: {listed}", "every station once", 'ds.drop_duplicates("station")')
+    return to_valid_time(ds, report), report
 
 
 def _mean_radiation(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report) -> xr.Dataset:
@@ -266,7 +276,20 @@ def _common_schema(datasets: Mapping[str, xr.Dataset], asked: tuple[str, ...] | 
         reasons = "".join(f"; {w.subject}: {w.found}" for w in report.select("warning") if w.subject not in held)
         report.error("variables", f"nothing in common: {found}{reasons}", "one variable that all have, with its CF standard_name")
     report.raise_errors("these datasets cannot be compared")
+    _tell_processing(datasets, [row.name for row in rows], report)
     return Schema(tuple(rows))
+
+
+def _tell_processing(datasets: Mapping[str, xr.Dataset], names: Iterable[str], report: Report) -> None:
+    """Warn of variables that are values at a time in one dataset and means over an interval in another."""
+    inventories = {side: Inventory(ds, Report("")) for side, ds in datasets.items()}
+    for name in names:
+        arrays = {side: inventory.find(CATALOG[name]) for side, inventory in inventories.items()}
+        words = {side: processing(array, CATALOG[name]) for side, array in arrays.items() if array is not None}
+        if len(set(words.values()) - {None}) > 1:
+            found = "; ".join(f"{side} has {text}" for side, text in words.items() if text is not None)
+            fix = f"Average the former over the intervals of the latter, or leave {name} out of variables="
+            report.warn(name, f"instantaneous values against means: {found}", fix)
 
 
 def _left_out(datasets: Mapping[str, xr.Dataset], held: Mapping[str, Holdings], asked, report: Report) -> set[str]:
@@ -536,7 +559,11 @@ def _matches(one: Grid, other: Grid) -> tuple[tuple[np.ndarray, np.ndarray], tup
 
 
 def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid, report: Report, name: str) -> xr.Dataset:
-    """One dataset on cells of the target: the same ones picked, or others regridded and cropped to what they cover."""
+    """One dataset on cells of the target: the same ones picked, or others regridded and cropped to what they cover.
+
+    Where it is averaged, cells that lie only partly inside it are left out: the mean of a part is not that of the cell. Missing
+    values inside may take up to half of a cell, whose mean is then that of the rest.
+    """
     if isinstance(target, CurvilinearGrid):
         return ds
     if _same_lattice(source, target):
@@ -545,10 +572,14 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
         cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
         return picked.assign_coords({dim: (dim, values, ds[dim].attrs) for dim, values in cells.items()})
     regridder = Regridder(source, target, "conservative" if choice == "coarser" else "auto")
-    report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}")
-    covered = regridder.covered
-    moved = regrid(ds, regridder)
-    return moved.isel(latitude=covered.any(axis=1), longitude=covered.any(axis=0))
+    whole = regridder.whole
+    parts = int(((regridder.weights.coverage > 1e-3) & ~whole).sum())
+    left_out = f"; {parts} cells at the edge, partly outside it, left out" if parts else ""
+    report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}{left_out}")
+    rows, columns = whole.any(axis=1), whole.any(axis=0)
+    moved = regrid(ds, regridder).isel(latitude=rows, longitude=columns)
+    inside = xr.DataArray(whole[rows][:, columns], dims=("latitude", "longitude"))
+    return moved if inside.all() else moved.where(inside)
 
 
 def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | None) -> tuple[dict[str, xr.Dataset], xr.DataArray]:
@@ -566,6 +597,11 @@ def _crop(parts: dict[str, xr.Dataset], area: xr.DataArray, region: Region | Non
         turned = f". If these are west, south, east and north, type region={(region[3], *region[:3])}" if len(region) == 4 else ""
         raise GridError("this region cannot be used", [found + turned])
     north, west, south, east = region
+    if west == east:
+        found = f"found {region} as (north, west, south, east), which is {west:g} E alone"
+        raise GridError(
+            "this region cannot be used", [f"{found}; type region={(north, west, south, west + 360)} for all longitudes"]
+        )
     truth = parts[_TRUTH]
     latitude, longitude = truth["latitude"], truth["longitude"]
     width = (east - west) % 360 or 360.0

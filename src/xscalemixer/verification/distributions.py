@@ -12,7 +12,7 @@ from xscalemixer.errors import InputError
 from xscalemixer.report import Report
 from xscalemixer.verification._scores import require_scores
 from xscalemixer.verification.alignment import Aligned, CommonGrid, Region
-from xscalemixer.verification.pairs import align_pair, described
+from xscalemixer.verification.pairs import align_pair, described, require_values
 
 __all__ = ["quantiles", "rank_histogram"]
 
@@ -50,6 +50,8 @@ def rank_histogram(
         If there is one member only.
     ImportError
         If the package ``scores`` is missing.
+    SchemaError
+        If forecast and truth of a variable have no value in common.
 
     References
     ----------
@@ -66,6 +68,7 @@ def rank_histogram(
         kept = [dim for dim in one.truth[name].dims if dim not in (*one.area.dims, "reference_time")]
         out[name] = histogram(field, one.truth[name], "member", preserve_dims=kept, weights=one.area).compute()
         out[name].attrs = {"long_name": "relative frequency", "units": "1"}
+    require_values("the rank histogram", {str(name): array.notnull() for name, array in out.items()})
     return described(xr.Dataset(out), "rank histogram", one, report).transpose("rank", "lead_time", ...)
 
 
@@ -101,6 +104,8 @@ def quantiles(
     ------
     InputError
         If ``probabilities`` are none.
+    SchemaError
+        If forecast and truth of a variable have no value in common.
 
     References
     ----------
@@ -112,6 +117,7 @@ def quantiles(
     one, report = align_pair(forecast, truth, variables, region, grid)
     _warn_of_tails(wanted, one, report)
     out = xr.Dataset({name: _quantiles(field, one.truth[name], one.area, wanted) for name, field in one.forecast.items()})
+    require_values("quantiles", {str(name): array.notnull() for name, array in out.items()})
     out = out.assign_coords(
         source=["forecast", "truth"], quantile=("quantile", wanted, {"long_name": "probability of lower values", "units": "1"})
     )
@@ -135,7 +141,9 @@ def _quantiles(field: xr.DataArray, target: xr.DataArray, area: xr.DataArray, wa
     whole = {"member": -1} | dict.fromkeys(area.dims, -1)
     field, target = field.chunk(whole), target.chunk(dict.fromkeys(area.dims, -1))
     pooled = ["reference_time", "lead_time", *area.dims]
-    ends = dask.compute(field.min([*pooled, "member"]), target.min(pooled), field.max([*pooled, "member"]), target.max(pooled))
+    known = field.notnull().all("member") & target.notnull() & (area > 0)
+    ours, theirs = field.where(known), target.where(known)
+    ends = dask.compute(ours.min([*pooled, "member"]), theirs.min(pooled), ours.max([*pooled, "member"]), theirs.max(pooled))
     low, high = np.fmin(*ends[:2]), np.fmax(*ends[2:])
     shares = xr.apply_ufunc(
         _histograms,
@@ -164,7 +172,7 @@ def _quantiles(field: xr.DataArray, target: xr.DataArray, area: xr.DataArray, wa
 
 def _histograms(members: np.ndarray, truth: np.ndarray, area: np.ndarray, low: float, high: float) -> np.ndarray:
     """Area with values in each step from low to high, of members (M, ...) and of truth (...): (2, steps)."""
-    valid = np.isfinite(members).all(axis=0) & np.isfinite(truth)
+    valid = np.isfinite(members).all(axis=0) & np.isfinite(truth) & (area > 0)
     weights, per_step = area[valid], _STEPS / (high - low) if high > low else 0.0
     place = lambda values: np.minimum(((values.astype("f8") - low) * per_step).astype("i8"), _STEPS - 1)
     ours = np.bincount(place(members[:, valid]).ravel(), np.tile(weights / len(members), len(members)), _STEPS)

@@ -18,7 +18,7 @@ from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG
 from xscalemixer.verification._scores import require_scores
 from xscalemixer.verification.alignment import CommonGrid, Region
-from xscalemixer.verification.pairs import align_pair, described
+from xscalemixer.verification.pairs import align_pair, described, require_values
 
 __all__ = ["brier", "fss", "reliability"]
 
@@ -55,12 +55,15 @@ def brier(
     Returns
     -------
     DataArray
-        Dims ``(threshold, lead_time, [level])``, averaged over starts and, weighted with area, over cells.
+        Dims ``(threshold, lead_time, [level])``, averaged over starts and, weighted with area, over cells; at stations over all
+        reports.
 
     Raises
     ------
     ImportError
         If the package ``scores`` is missing.
+    SchemaError
+        If forecast and truth have no value in common.
 
     References
     ----------
@@ -75,10 +78,13 @@ def brier(
     field, target = _with_members(one.forecast[variable]), one.truth[variable]
     field = field.where(field.notnull().all("member"))
     levels = _thresholds(thresholds)
-    kept = [dim for dim in target.dims if dim not in one.area.dims]
+    pooled = one.area.dims if one.area.ndim == 2 else ("reference_time", *one.area.dims)  # as `score`: fields, or reports
+    kept = [dim for dim in target.dims if dim not in pooled]
     keywords = {"weights": one.area, "preserve_dims": kept, "fair_correction": fair, "event_threshold_operator": operator.ge}
-    out = brier_score_for_ensemble(field, target, "member", levels, **keywords).mean("reference_time")
-    out, facts = dask.compute(out, _facts(field, target, one.area.dims))
+    out = brier_score_for_ensemble(field, target, "member", levels, **keywords)
+    out = out.mean("reference_time") if "reference_time" in out.dims else out
+    out, facts = dask.compute(out, _facts(field, target, one.area))
+    require_values("the Brier score", {variable: out.notnull()})
     _warn_of_thresholds(levels, facts, variable, report)
     out = out.rename(variable).assign_coords(threshold=_threshold_axis(levels, variable))
     out.attrs = {"long_name": "Brier score", "units": "1"}
@@ -120,6 +126,13 @@ def reliability(
         one cell of one field and counts with the area of the cell relative to the mean cell. ``probability`` is the center of
         the bin, ``variable`` the name.
 
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 bins.
+    SchemaError
+        If forecast and truth have no value in common.
+
     References
     ----------
     Wilks 2011, Statistical Methods in the Atmospheric Sciences, 3rd edition, section 8.4.4. The package ``scores`` has the
@@ -130,7 +143,8 @@ def reliability(
     one, report = align_pair(forecast, truth, [variable], region, grid)
     field, target = _with_members(one.forecast[variable]), one.truth[variable]
     number = field.sizes["member"]
-    bins = bins or (number + 1 if number <= _MOST_MEMBERS else _BINS)
+    if bins is None:
+        bins = number + 1 if number <= _MOST_MEMBERS else _BINS
     if bins < 2:
         raise InputError("reliability cannot be computed", [f"bins={bins}; needed 2 or more"])
     levels = _thresholds(thresholds)
@@ -141,7 +155,8 @@ def reliability(
         [("member", *one.area.dims), one.area.dims, one.area.dims],
         {"sum": 3, "threshold": len(levels), "probability": bins},
     )
-    sums, facts = dask.compute(sums.sum("reference_time"), _facts(field, target, one.area.dims))
+    sums, facts = dask.compute(sums.sum("reference_time"), _facts(field, target, one.area))
+    require_values("reliability", {variable: sums > 0})
     _warn_of_thresholds(levels, facts, variable, report)
     count, probability, observed = (sums.isel(sum=i) for i in range(3))
     filled = count.where(count > 0)
@@ -173,7 +188,7 @@ def fss(
 ) -> xr.DataArray:
     r"""Fractions skill score of the event "at or above a threshold".
 
-    :math:`1 - E (P_f - P_a)^2 / (E P_f^2 + E P_a^2)`, with P the share of event cells in a square window around each cell
+    :math:`1 - E (P_f - P_a)^2 / (E P_f^2 + E P_a^2)`, with P the share of event cells in each square window that lies wholly
     inside the area; 1 is perfect, 0 no overlap at that scale; units 1. Sums run over starts and members before the division.
     The numbers are those of `scores.spatial.fss_2d`, which needs all fields in memory; here they are read chunk by chunk.
 
@@ -197,6 +212,8 @@ def fss(
     ------
     GridError
         If the truth is at stations.
+    InputError
+        If no window of a width fits into the area.
     SchemaError
         If values are missing: a gap is neither event nor none.
 
@@ -212,17 +229,20 @@ def fss(
     sizes = [int(window) for window in np.atleast_1d(windows)]
     if one.area.ndim != 2:
         raise GridError(task, [f"found places along {', '.join(map(str, one.area.dims))}; needed a grid as truth"])
-    most = min(one.area.shape)
-    if not all(1 <= size <= most for size in sizes):
-        raise InputError(task, [f"windows={sizes}; needed 1 to {most} cells"])
+    inside = one.area.values > 0  # all cells of a box, but on a curvilinear grid the region is none
+    whole = {size: _window_counts(inside, size) == size**2 for size in sizes if 1 <= size <= min(inside.shape)}
+    lost = [size for size in sizes if not (size in whole and whole[size].any())]
+    if lost:
+        most = max(size for size in range(1, min(inside.shape) + 1) if (_window_counts(inside, size) == size**2).any())
+        raise InputError(task, [f"windows={sizes}; needed 1 to {most} cells, the widest that fits into the area"])
     sums = _over_fields(
-        partial(_window_sums, threshold=float(threshold), sizes=sizes),
+        partial(_window_sums, threshold=float(threshold), whole=[whole[size] for size in sizes], sizes=sizes),
         [field, target],
         [one.area.dims, one.area.dims],
         {"sum": 2, "window": len(sizes)},
     )
     pooled = [dim for dim in ("reference_time", "member") if dim in field.dims]
-    sums, facts = dask.compute(sums.sum(pooled), _facts(field, target, one.area.dims))
+    sums, facts = dask.compute(sums.sum(pooled), _facts(field, target, one.area))
     gaps = int(facts.isel(fact=0).sum())
     if gaps:
         raise SchemaError(task, [f"{gaps} values of {variable} are missing; crop with region="])
@@ -278,31 +298,34 @@ def _bin_sums(members: np.ndarray, truth: np.ndarray, weights: np.ndarray, level
     return out
 
 
-def _window_sums(forecast: np.ndarray, truth: np.ndarray, threshold: float, sizes: list[int]) -> np.ndarray:
-    """Two fields (H, W) to sums of squared differences of event counts in windows, and of their squares: (2, windows)."""
-    tables = [_summed_area(field >= threshold) for field in (forecast, truth)]
+def _window_sums(
+    forecast: np.ndarray, truth: np.ndarray, threshold: float, whole: list[np.ndarray], sizes: list[int]
+) -> np.ndarray:
+    """Two fields (H, W) to sums of squared differences of event counts in windows, and of their squares: (2, windows).
+
+    ``whole`` says for each size which of its windows, shape (H - size + 1, W - size + 1), count.
+    """
     out = np.empty((2, len(sizes)))
-    for i, size in enumerate(sizes):
-        ours, theirs = (
-            table[size:, size:] - table[:-size, size:] - table[size:, :-size] + table[:-size, :-size] for table in tables
-        )
+    for i, (size, counts) in enumerate(zip(sizes, whole, strict=True)):
+        ours, theirs = (_window_counts(field >= threshold, size)[counts] for field in (forecast, truth))
         out[:, i] = ((ours - theirs) ** 2).sum(), (ours**2 + theirs**2).sum()
     return out
 
 
-def _summed_area(events: np.ndarray) -> np.ndarray:
-    """Number of events north-west of each corner, shape (H + 1, W + 1)."""
-    return np.pad(events.astype("i8"), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+def _window_counts(events: np.ndarray, size: int) -> np.ndarray:
+    """Number of events in each window of the given width: (H, W) to (H - size + 1, W - size + 1)."""
+    table = np.pad(events.astype("i8"), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)  # events north-west of each corner
+    return table[size:, size:] - table[:-size, size:] - table[size:, :-size] + table[:-size, :-size]
 
 
-def _facts(field: xr.DataArray, target: xr.DataArray, places: tuple) -> xr.DataArray:
-    """Of each field and its truth: number of missing values, least and greatest value, dim ``fact``."""
-    cores = [("member", *places) if "member" in field.dims else places, places]
-    return _over_fields(_facts_of_field, [field, target], cores, {"fact": 3})
+def _facts(field: xr.DataArray, target: xr.DataArray, area: xr.DataArray) -> xr.DataArray:
+    """Of each field and its truth where there is area: number of missing values, least and greatest value, dim ``fact``."""
+    cores = [("member", *area.dims) if "member" in field.dims else area.dims, area.dims]
+    return _over_fields(partial(_facts_of_field, inside=area.values > 0), [field, target], cores, {"fact": 3})
 
 
-def _facts_of_field(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    values = np.concatenate([members.ravel(), truth.ravel()])
+def _facts_of_field(members: np.ndarray, truth: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    values = np.concatenate([members[..., inside].ravel(), truth[inside]])
     return np.array([np.isnan(values).sum(), np.fmin.reduce(values), np.fmax.reduce(values)])
 
 

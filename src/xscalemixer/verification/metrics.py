@@ -47,6 +47,7 @@ import xarray as xr
 __all__ = ["CELLWISE", "METRICS", "ROOTED", "Metric", "average", "field_means", "place_sums"]
 
 _BLOCK = 2**18  # values looked at together: bounds the memory of temporaries
+_ROUNDING = 8  # steps of the floating-point numbers of the data, below which the standard deviation of a field is rounding
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,14 @@ def _means(names: tuple[str, ...], has_members: bool, forecast, truth, area, cli
     members = forecast.shape[-area.ndim - 1] if has_members else 1
     forecast = np.broadcast_to(forecast, lead + (members,) * has_members + area.shape).reshape(-1, members, area.size)
     stations = area.size if area.ndim == 1 else None
+    step_size = max(np.finfo(np.result_type(array, np.float32)).eps for array in (forecast, truth))
     truth, area, climatology = flat(truth), area.ravel(), None if climatology is None else flat(climatology)
     out = np.empty((len(truth), len(names)))
     step = max(1, _BLOCK // max(1, members * area.size))
     for start in range(0, len(truth), step):
         block = slice(start, start + step)
         background = None if climatology is None else climatology[block].astype("f8")
-        means = _block_means(names, forecast[block], truth[block].astype("f8"), area, background)
+        means = _block_means(names, forecast[block], truth[block].astype("f8"), area, background, step_size)
         means["weight"] = partial(_field_weight, means["share"](), stations)
         out[block] = np.stack([means[name]() for name in names], axis=-1)
     return out.reshape(*lead, len(names))
@@ -233,21 +235,23 @@ def _sums(names: tuple[str, ...], has_members: bool, root: str, number: int, for
     return out.reshape(*lead, *cells, len(names) + 1)
 
 
-def _block_means(names, forecast, truth, area, climatology) -> dict[str, Callable[[], np.ndarray]]:
+def _block_means(names, forecast, truth, area, climatology, step_size: float) -> dict[str, Callable[[], np.ndarray]]:
     """One function for each area mean, so that only what is asked for is computed."""
     cells = _cell_values(tuple(name for name in names if name in CELLWISE), forecast, truth)
     valid = np.isfinite(cells["bias"])
     mean, share = _weighted_mean(valid, area)
-    out = {name: partial(mean, values) for name, values in cells.items()}
+    out: dict[str, Callable[[], np.ndarray]] = {name: partial(mean, field) for name, field in cells.items()}
     out["share"] = lambda: share
-    out["correlation"] = lambda: _correlation(_centered(truth + cells["bias"], mean), _centered(truth, mean), mean)
+    values, rounding = truth + cells["bias"], (_ROUNDING * step_size) ** 2
+    least = lambda: rounding * mean(values**2 + truth**2)
+    out["correlation"] = lambda: _correlation(_centered(values, mean), _centered(truth, mean), mean, least())
     if climatology is None:
         return out
     known, _ = _weighted_mean(valid & np.isfinite(climatology), area)
     truth_anomaly = truth - climatology
     anomaly = truth_anomaly + cells["bias"]
     return out | {
-        "acc": lambda: _correlation(anomaly, truth_anomaly, known),
+        "acc": lambda: _correlation(anomaly, truth_anomaly, known, rounding * known(truth**2 + climatology**2)),
         "activity": lambda: known(_centered(anomaly, known) ** 2),
         "truth_activity": lambda: known(_centered(truth_anomaly, known) ** 2),
     }
@@ -305,9 +309,13 @@ def _weighted_mean(valid: np.ndarray, area: np.ndarray) -> tuple[Callable[[np.nd
 
 
 def _centered(values: np.ndarray, mean: Callable) -> np.ndarray:
-    return values - mean(values)[:, None]
+    """Values minus their mean, twice: the rounding of a sum grows with the number of cells, that of the second one does not."""
+    rest = values - mean(values)[:, None]
+    return rest - mean(rest)[:, None]
 
 
-def _correlation(one: np.ndarray, other: np.ndarray, mean: Callable) -> np.ndarray:
-    scale = np.sqrt(mean(one**2) * mean(other**2))
-    return mean(one * other) / np.where(scale > 0, scale, np.nan)
+def _correlation(one: np.ndarray, other: np.ndarray, mean: Callable, least: np.ndarray) -> np.ndarray:
+    """NaN where the mean square of either is no more than ``least``, that of rounding."""
+    squares = mean(one**2), mean(other**2)
+    varies = (squares[0] > least) & (squares[1] > least)
+    return mean(one * other) / np.sqrt(np.where(varies, squares[0] * squares[1], np.nan))
