@@ -336,7 +336,7 @@ def _heading(text: str, sc: xr.Dataset) -> str:
     if "count" in sc["metric"].values:
         count = sc.sel(metric="count").to_dataarray()
         low, high = int(count.min()), int(count.max())
-        at_stations = "station" in sc.dims or "· stations: " in sc.attrs.get("report", "")  # the line of the alignment
+        at_stations = "station" in sc.dims or sc.attrs.get("places") == "stations"
         noun = "report" if at_stations else "field"
         parts.append(f"n = {low} {noun}{'s' * (low != 1)}" if low == high else f"n = {low}..{high} {noun}s")
     if sc.attrs.get("region", "all") != "all":

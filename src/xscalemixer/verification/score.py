@@ -145,7 +145,8 @@ def score(
     members = {name: one.forecast.sizes.get("member", 1) for name, one in aligned.items()}
     chosen = _choose(asked, members, climatology is not None, by, report)
     names = tuple(dict.fromkeys(name for metric in chosen for name in METRICS[metric].means))
-    attrs = {"region": "all" if region is None else str(tuple(region))}
+    places = "stations" if "station" in next(iter(aligned.values())).area.dims else "cells"
+    attrs = {"region": "all" if region is None else str(tuple(region)), "places": places}
     run = {"memory": memory, "report": report, "progress": progress}
     if "place" in by:
         sums = sums_at_places(aligned, names, by=by, root=root, **run)
@@ -317,7 +318,7 @@ def _finish(means: xr.Dataset, metrics, by, skill_against, root, draws, block, s
         scores |= _compared(scores, spread, skill_against, factor)
     scores["count"] = weights.sum(averaged)
     out = _assemble(scores, {name: array.attrs for name, array in means.items()})
-    return _with_attrs(out, averaged, root, report).assign_attrs(region=means.attrs["region"])
+    return _with_attrs(out, averaged, root, report).assign_attrs(region=means.attrs["region"], places=means.attrs["places"])
 
 
 def _finish_places(sums: xr.Dataset, metrics, members, described, by, skill_against, root, report: Report) -> xr.Dataset:
