@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xscalemixer.nn.blocks import HOURS, MLP, Attention, TransformerLayer, require_shape
+from xscalemixer.nn.blocks import HOURS, MLP, Attention, Group, TransformerLayer, require_shape
+from xscalemixer.nn.draws import uniform
 from xscalemixer.nn.driving import DRIVEN, Downscaler, Driver
 from xscalemixer.nn.patch import (
     Alignment,
@@ -331,7 +332,7 @@ def _groups(config: ScaleMixerConfig, branch: BackboneConfig) -> nn.ModuleList:
     rates = torch.linspace(0, branch.drop_path, branch.depth, device="cpu").tolist()
     layers = [TransformerLayer(config.width, config.heads, config.mlp_ratio, rate) for rate in rates]
     size = branch.depth // config.blocks
-    return nn.ModuleList(nn.Sequential(*layers[i : i + size]) for i in range(0, branch.depth, size))
+    return nn.ModuleList(Group(*layers[i : i + size]) for i in range(0, branch.depth, size))
 
 
 # ----------------------------------------------------------------------------------------------------------- backbones
@@ -528,8 +529,10 @@ class KeyPositionSampler(nn.Module):
             return self.fixed.expand(batch, -1)
         if self.config.mode == "random":
             # inference repeats itself: one fixed draw; training draws anew
-            seed = None if self.training else torch.Generator(scores.device).manual_seed(0)
-            scores = torch.rand(scores.shape, generator=seed, device=scores.device).masked_fill(~self.allowed, -1.0)
+            seed = torch.Generator(scores.device).manual_seed(0)
+            fixed = lambda: torch.rand(scores.shape, generator=seed, device=scores.device)
+            drawn = uniform(*scores.shape, device=scores.device) if self.training else fixed()
+            scores = drawn.masked_fill(~self.allowed, -1.0)
         return scores.topk(keys, dim=-1).indices
 
     def forward(self, tokens: Tensor) -> Keys:
