@@ -1,4 +1,4 @@
-"""Random numbers that belong to a sample's place in the batch of an update, however that batch is split over passes and devices."""
+"""Random numbers that belong to a sample's place in a batch, however the batch is split over passes and devices."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -151,11 +151,11 @@ def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
         return ()
     stages = []
     for number, row in enumerate(rows):
-        known, before = _known(Stage, row, f"stages[{number}]", report), report.ok
-        if before and known["kind"] in KINDS:
-            stages.append(Stage(**known))
-        elif known.get("kind", KINDS[0]) not in KINDS:
+        known = _known(Stage, row, f"stages[{number}]", report)
+        if known.get("kind", KINDS[0]) not in KINDS:
             report.error(f"stages[{number}]", f"kind={known['kind']!r}", f"one of {KINDS}", kind=InputError)
+        elif report.ok:
+            stages.append(Stage(**known))
     return tuple(stages)
 
 
@@ -170,9 +170,8 @@ def _known(kind: type, data: Any, subject: str, report: Report) -> dict[str, Any
         report.error(
             subject, f"unknown key {key!r}", f"some of {sorted(hints)}", f"Is it {near[0]!r}?" if near else "", kind=InputError
         )
-    for each in fields(kind):
-        if each.name not in data and each.name in _required(kind):
-            report.error(subject, f"no {each.name!r}", "it has no default", kind=InputError)
+    for name in (name for name in _required(kind) if name not in data):
+        report.error(subject, f"no {name!r}", "it has no default", kind=InputError)
     found = {key: _tuples(value) if key != "network" else value for key, value in data.items() if key in hints}
     for key, value in found.items():
         if not _fits(value, hints[key]):
@@ -181,7 +180,7 @@ def _known(kind: type, data: Any, subject: str, report: Report) -> dict[str, Any
 
 
 def _required(kind: type) -> tuple[str, ...]:
-    return ("kind", "updates") if kind is Stage else ("name", "train", "validation")
+    return tuple(each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING)
 
 
 def _tuples(value: Any) -> Any:

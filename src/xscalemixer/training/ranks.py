@@ -24,7 +24,7 @@ __all__ = ["Ranks", "like", "ranks", "whole"]
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together.
+    """One process among those that train together.
 
     Attributes
     ----------
@@ -102,9 +102,7 @@ def ranks(device: str | None = None, *, sharded: bool = False) -> Iterator[Ranks
     if started:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     if sharded and not (joined or started):
-        raise InputError(
-            "sharded=True needs several processes", ["start them: torchrun --nproc-per-node 8 -m xscalemixer train ..."]
-        )
+        raise InputError("sharded=True needs several processes", ["start them with torchrun --nproc-per-node 8"])
     try:
         place = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
         if kind == "cuda":
