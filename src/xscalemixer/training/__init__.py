@@ -4,6 +4,7 @@ config       Stage, TrainConfig, and the way from and to JSON
 data         both series: checked, surveyed, cut into samples
 objectives   what each stage minimizes
 batches      which samples an update sees, read ahead by threads
+towers       a frozen global network, computed once and kept on disk
 ranks        one process or many: DDP, FSDP2
 engine       the loop
 checkpoints  files that are complete or not there

@@ -57,20 +57,22 @@ class TrainingData:
     digests: dict[str, str]
 
     @classmethod
-    def of(cls, config: TrainConfig, tree: xr.DataTree, *, memory: float = 4.0) -> TrainingData:
+    def of(cls, config: TrainConfig, tree: xr.DataTree, *, memory: float = 4.0, report: Report | None = None) -> TrainingData:
         """Check settings and data, and survey both groups of the tree.
 
         Parameters
         ----------
         memory : float
             GiB of fields that are held in memory; of a larger dataset only what a sample needs is read.
+        report : Report, optional
+            Problems that are known already.
 
         Raises
         ------
         InputError
             With every problem of the settings and of both groups.
         """
-        report = Report(f"training of {config.name!r}")
+        report = Report(f"training of {config.name!r}") if report is None else report
         check_settings(config, report)
         sources = _sources(tree, report)
         if len(sources) == 2:

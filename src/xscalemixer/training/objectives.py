@@ -11,7 +11,7 @@ from xscalemixer.augmentation import TurnAndMirror
 from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Group
 from xscalemixer.nn.coldstart import ColdStart
-from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel
+from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel, Tower
 from xscalemixer.state import HOURS
 from xscalemixer.training.config import Stage
 from xscalemixer.training.data import TrainingData
@@ -80,14 +80,14 @@ class CoupledObjective(_NetworkObjective):
         self.channels = data.inner.schema.channels
 
     def loss(self, batch: Mapping[str, Tensor]) -> Losses:
-        """Of a batch of `samples.Windows`, or of one with a cached global network."""
+        """Of a batch of `samples.Windows`, or of `towers.WithTower`."""
         batch = self.shift(batch) if self.training and self.shift else batch
         outer, inner = batch["outer"][:, 0], batch["inner"][:, :HOURS]
         steps, value, predicted = batch["calendar"].shape[1], outer.new_zeros(()), []
         for i in range(steps):
-            result = self.network(
-                outer, inner, batch["calendar"][:, i], batch["outer_forcing"][:, i], batch["inner_forcing"][:, i]
-            )
+            forcing = batch["outer_forcing"][:, i], batch["inner_forcing"][:, i]
+            tower = Tower(batch["tower_tokens"][:, i], batch["tower_state"][:, i]) if "tower_state" in batch else None
+            result = self.network(outer, inner, batch["calendar"][:, i], *forcing, tower=tower)
             outer, inner = result.outer, result.inner
             truth = batch["inner"][:, HOURS * (i + 1) : HOURS * (i + 2)]
             value = value + self.network.loss(inner, truth) / steps

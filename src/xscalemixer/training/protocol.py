@@ -17,12 +17,15 @@ from torch.utils.data import Dataset
 
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
+from xscalemixer.report import Report
+from xscalemixer.samples import Windows
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
 from xscalemixer.training.config import Stage, TrainConfig
 from xscalemixer.training.data import ColdStartSamples, TrainingData
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
 from xscalemixer.training.ranks import Ranks, ranks
+from xscalemixer.training.towers import TowerCache
 
 __all__ = ["train"]
 
@@ -76,20 +79,24 @@ def train(
     """
     kept = None if folder is None else Path(folder)
     with ranks(device, sharded=sharded) as group, owned(kept if group.first else None):
-        _check_batches(config, group)
-        data = TrainingData.of(config, tree, memory=memory)
+        report = Report(f"training of {config.name!r}")
+        _check_run(config, group, kept, report)
+        data = TrainingData.of(config, tree, memory=memory, report=report)
         run = _Protocol(config, data, group, kept, workers, save_updates, save_minutes)
         return run.to_the_end()
 
 
-def _check_batches(config: TrainConfig, group: Ranks) -> None:
-    uneven = [
-        f"stages[{number}] ({stage.label}): batch={stage.batch}; needed a multiple of the {group.count} processes"
-        for number, stage in enumerate(config.stages)
-        if stage.batch % group.count
-    ]
-    if uneven:
-        raise InputError("batches cannot be shared evenly", uneven)
+def _check_run(config: TrainConfig, group: Ranks, folder: Path | None, report: Report) -> None:
+    """Batches can be shared evenly, and what is to be kept has a place."""
+    for number, stage in enumerate(config.stages):
+        subject = f"stages[{number}] ({stage.label})"
+        if stage.batch % group.count:
+            needed = f"a multiple of the {group.count} processes"
+            report.error(
+                subject, f"batch={stage.batch}", needed, f"batch={-(-stage.batch // group.count) * group.count}", kind=InputError
+            )
+        if stage.cache and folder is None:
+            report.error(subject, "cache=True", "a folder to keep it in", 'xsm.train(..., folder="runs")', kind=InputError)
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,18 @@ class _Protocol:
             seed=seed_of(config.seed, number),
         )
         sets = [samples(periods) for periods in (config.train, config.validation)]
+        if stage.cache:
+            sets = self._with_towers(number, model, sets)
         return fit(objective, *sets, plan, self.group, saving=self._saving(number), workers=self.workers)
+
+    def _with_towers(self, number: int, model: Forecaster, sets: list[Windows]) -> list[Dataset]:
+        """Training samples in the arithmetic of training, validation samples in that of validation."""
+        kept = TowerCache(self.folder / "towers", model.network, self.group, batch=self.config.stages[number].batch)
+        about = json.dumps(self.data.digests)
+        return [
+            kept.of(windows, about, precision=precision)
+            for windows, precision in zip(sets, (self.config.precision, "fp32"), strict=True)
+        ]
 
     # ----------------------------------------------------------------------------------------------------------- folder
 

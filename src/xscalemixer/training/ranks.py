@@ -57,6 +57,10 @@ class Ranks:
             dist.broadcast(value, 0)
         return int(value)
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        self.total(torch.zeros((), device=self.device)).item()
+
     def spread(self, step: nn.Module) -> nn.Module:
         """A module whose forward pass gives the loss, made to train with the other processes."""
         if self.sharded:
