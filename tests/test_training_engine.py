@@ -164,6 +164,19 @@ def test_objective_with_parts_that_follow(way):
     assert len(history) == 3 and all(record["validation"] > 0 for record in history)
 
 
+def test_each_update_draws_anew():
+    drawn = []
+
+    class Watched(Line):
+        def loss(self, batch):
+            if self.training:
+                drawn.append(uniform(len(batch["x"])))
+            return super().loss(batch)
+
+    fit(Watched(), line_data(8), line_data(2), plan(updates=3), CPU)
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
 def test_after_step_once_per_update():
     seen = []
 
@@ -222,9 +235,10 @@ def test_killed_while_saving_goes_on_exactly(tmp_path, monkeypatch, step):
 
 
 def test_last_two_checkpoints_and_the_best_are_kept(tmp_path):
-    run(tmp_path)
-    names = sorted(path.name.split("-")[0] for path in (tmp_path / "line").iterdir())
-    assert names.count("update") == 2 and 1 <= names.count("best") <= 2 and len(names) <= 4
+    fit(Line(), line_data(10), line_data(7), plan(), CPU, saving=saving(tmp_path, updates=2))
+    names = sorted(path.stem for path in (tmp_path / "line").iterdir())
+    assert names[-2:] == ["update-00000010", "update-00000012"]
+    assert 1 <= len(names[:-2]) <= 2 and all(name.startswith("best-") for name in names[:-2])
 
 
 def spoil(path, how):

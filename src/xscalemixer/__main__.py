@@ -22,13 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (1: the input cannot be used)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("xscalemixer").setLevel(logging.INFO)
+    logging.getLogger("xscalemixer").setLevel(logging.INFO if _is_first() else logging.ERROR)
     logging.getLogger("pint").setLevel(logging.ERROR)  # it tells of every unit that CF defines anew
     try:
         return options.run(options)
     except xsm.InputError as error:
-        if _is_first():
-            sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        if not _is_first():
+            time.sleep(3)  # torchrun ends all processes once one has ended: where all fail, the first one tells
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped; a forecast that was streamed goes on with --resume, a training by the same command\n")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -219,7 +219,7 @@ class Windows(Dataset):
         }
 
 
-def _kept(function, shape: tuple[int, ...]):
+def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
     """A function of an index that remembers as many of its fields as fit into memory set aside for that."""
     return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
 

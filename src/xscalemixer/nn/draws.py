@@ -13,10 +13,10 @@ __all__ = ["drawing_for", "uniform"]
 
 
 class _Part(NamedTuple):
-    """Samples ``first`` to ``first + count`` of a batch of ``total``."""
+    """Samples ``first`` to ``first + size`` of a batch of ``total``."""
 
     first: int
-    count: int
+    size: int
     total: int
 
 
@@ -24,13 +24,13 @@ _part: _Part | None = None  # no context variable: backward passes that repeat a
 
 
 @contextmanager
-def drawing_for(first: int, count: int, total: int, seed: int) -> Iterator[None]:
-    """Within it `uniform` draws what samples ``first`` to ``first + count`` of a batch of ``total`` would get in one pass.
+def drawing_for(first: int, size: int, total: int, seed: int) -> Iterator[None]:
+    """Within it `uniform` draws what samples ``first`` to ``first + size`` of a batch of ``total`` would get in one pass.
 
     Seeds torch's generators, so that nothing depends on what was drawn before.
     """
     global _part
-    before, _part = _part, _Part(first, count, total)
+    before, _part = _part, _Part(first, size, total)
     torch.manual_seed(seed)
     try:
         yield
@@ -42,5 +42,5 @@ def uniform(rows: int, *shape: int, device: torch.device | None = None) -> Tenso
     """Numbers from 0 to 1, shape (rows, *shape); rows are samples, or a number of rows for each sample in order."""
     if _part is None:
         return torch.rand(rows, *shape, device=device)
-    each = rows // _part.count
+    each = rows // _part.size
     return torch.rand(each * _part.total, *shape, device=device)[each * _part.first : each * _part.first + rows]

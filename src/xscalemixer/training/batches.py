@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import time as clock
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 
-__all__ = ["Feed", "Order", "Pass", "passes"]
+__all__ = ["Feed", "Order", "Pass", "Samples", "passes"]
+
+
+class Samples(Protocol):
+    """Numbered samples; several threads may ask for them."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, item: int, /) -> dict[str, Tensor]:
+        """One of them."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,11 @@ class Feed:
         Seconds that the consumer has waited for data.
     """
 
-    def __init__(self, samples: Dataset, device: torch.device, workers: int):
+    def __init__(self, samples: Samples, device: torch.device, workers: int):
         self.samples, self.device, self.workers = samples, device, workers
         self.waited = 0.0
 
-    def __call__(self, plan: Iterator[Pass]) -> Iterator[tuple[Pass, dict[str, Tensor]]]:
+    def __call__(self, plan: Iterator[Pass]) -> Generator[tuple[Pass, dict[str, Tensor]]]:
         """Each pass with its tensors, in order."""
         ahead: deque[tuple[Pass, Future]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:

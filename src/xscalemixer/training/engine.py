@@ -21,12 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from xscalemixer.errors import InputError
 from xscalemixer.nn.draws import drawing_for
 from xscalemixer.progress import progress_bar
-from xscalemixer.training.batches import Feed, Order, Pass, passes
+from xscalemixer.training.batches import Feed, Order, Pass, Samples, passes
 from xscalemixer.training.checkpoints import Checkpoints, LossLog
 from xscalemixer.training.ranks import Ranks, like, whole
 
@@ -53,7 +52,8 @@ class OneStage(nn.Module):
 
     def __init__(self, objective: nn.Module, stage: str):
         super().__init__()
-        self.objective, self.stage = objective, stage
+        self.objective: Any = objective
+        self.stage = stage
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Of the stage."""
@@ -118,8 +118,8 @@ class Saving:
 
 def fit(
     objective: nn.Module,
-    samples: Dataset,
-    checks: Dataset,
+    samples: Samples,
+    checks: Samples,
     plan: Plan,
     ranks: Ranks,
     *,
@@ -131,8 +131,8 @@ def fit(
     Parameters
     ----------
     objective : Module that is an `Objective`
-    samples, checks : Dataset
-        Training and validation samples, dicts of tensors; safe to be read by several threads.
+    samples, checks : Samples
+        Training and validation samples.
     plan : Plan
     ranks : Ranks
     saving : Saving, optional
@@ -240,7 +240,7 @@ class _Loss(nn.Module):
 
     def __init__(self, objective: nn.Module):
         super().__init__()
-        self.objective = objective
+        self.objective: Any = objective
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective.loss(batch)
@@ -293,8 +293,8 @@ class _Run:
             bar.set_postfix(train=f"{value:.4g}", validation=f"{progress.lowest:.4g}", refresh=False)
             if progress.update % plan.check_every == 0 or progress.update == plan.updates:
                 self._validate(losses)
-            if due:
-                self._save()
+            if due and self.saving:
+                self._save(self.saving)
         stream.close()
 
     def _passes(self, first: int) -> Iterator[Pass]:
@@ -350,7 +350,8 @@ class _Run:
                 self.best = self._best()
         losses.write({"update": progress.update, **found})
         if self.ranks.first:
-            log.info("%s %s", self.plan.label, progress.history[-1])
+            told = ", ".join(f"{name} {value:.4g}" for name, value in progress.history[-1].items() if name != "update")
+            log.info("%s, update %d of %d: %s", self.plan.label, progress.update, self.plan.updates, told)
         self.feed.waited, self.lap = 0.0, clock.perf_counter()
 
     @torch.no_grad()
@@ -394,7 +395,7 @@ class _Run:
         passed = (clock.perf_counter() - self.saved) / 60
         return self.progress.update % self.saving.updates == 0 or passed >= self.saving.minutes
 
-    def _save(self) -> None:
+    def _save(self, saving: Saving) -> None:
         """Every process gathers, the first writes."""
         state = self.optimizer.state
         tensors = {f"weights/{name}": whole(value) for name, value in self.worker.state_dict().items()}
@@ -403,7 +404,7 @@ class _Run:
             tensors |= {f"optimizer/{name}/{key}": whole(value) for key, value in state.get(parameter, {}).items()}
         if self.ranks.first:
             about = {**vars(self.progress), "seconds": self._seconds(), "averaged": self.average.updates}
-            self.saving.checkpoints.save(self.progress.update, tensors, about, self.best)
+            saving.checkpoints.save(self.progress.update, tensors, about, self.best)
         self.saved = clock.perf_counter()
 
     def _resume(self) -> int:

@@ -7,25 +7,25 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
 import xarray as xr
 from torch import nn
-from torch.utils.data import Dataset
 
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.report import Report
 from xscalemixer.samples import Windows
+from xscalemixer.training.batches import Samples
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
-from xscalemixer.training.config import Stage, TrainConfig
+from xscalemixer.training.config import Periods, Stage, TrainConfig
 from xscalemixer.training.data import ColdStartSamples, TrainingData
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
 from xscalemixer.training.ranks import Ranks, ranks
-from xscalemixer.training.towers import TowerCache
+from xscalemixer.training.towers import TowerCache, WithTower
 
 __all__ = ["train"]
 
@@ -140,14 +140,14 @@ class _Protocol:
             },
             seed=seed_of(config.seed, number),
         )
-        sets = [samples(periods) for periods in (config.train, config.validation)]
+        sets: list[Any] = [samples(periods) for periods in (config.train, config.validation)]
         if stage.cache:
             sets = self._with_towers(number, model, sets)
-        return fit(objective, *sets, plan, self.group, saving=self._saving(number), workers=self.workers)
+        return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.workers)
 
-    def _with_towers(self, number: int, model: Forecaster, sets: list[Windows]) -> list[Dataset]:
+    def _with_towers(self, number: int, model: Forecaster, sets: list[Windows]) -> list[WithTower]:
         """Training samples in the arithmetic of training, validation samples in that of validation."""
-        kept = TowerCache(self.folder / "towers", model.network, self.group, batch=self.config.stages[number].batch)
+        kept = TowerCache(cast("Path", self.folder) / "towers", model.network, self.group, batch=self.config.stages[number].batch)
         about = json.dumps(self.data.digests)
         return [
             kept.of(windows, about, precision=precision)
@@ -157,16 +157,17 @@ class _Protocol:
     # ----------------------------------------------------------------------------------------------------------- folder
 
     def _file(self, number: int) -> Path:
-        return self.folder / f"{number}-{self.config.stages[number].label}.safetensors"
+        return cast("Path", self.folder) / f"{number}-{self.config.stages[number].label}.safetensors"
+
+    def _checkpoints(self, number: int) -> Checkpoints:
+        return Checkpoints(self._file(number).with_suffix(""), self._identity(number))
 
     def _saving(self, number: int) -> Saving | None:
         if self.folder is None:
             return None
-        place = self._file(number).with_suffix("")
-        checkpoints = Checkpoints(place, self._identity(number))
-        return Saving(
-            checkpoints=checkpoints, losses=place / "losses.jsonl", updates=self.save_updates, minutes=self.save_minutes
-        )
+        checkpoints = self._checkpoints(number)
+        losses = checkpoints.folder / "losses.jsonl"
+        return Saving(checkpoints=checkpoints, losses=losses, updates=self.save_updates, minutes=self.save_minutes)
 
     def _keep(self, number: int, model: Forecaster, history: list[dict]) -> None:
         """Write the weights after a stage; they appear under their name only when they are complete."""
@@ -176,7 +177,7 @@ class _Protocol:
         record = {"run": self._identity(number), "history": history}
         write_whole(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
         write_tensors(path, model.modules.state_dict())
-        self._saving(number).checkpoints.clear()
+        self._checkpoints(number).clear()
 
     def _identity(self, number: int) -> dict[str, Any]:
         """What decides the weights after a stage: settings, this and earlier stages, statistics and data; plain data."""
@@ -209,7 +210,7 @@ class _Protocol:
         return finished
 
 
-def _objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[..., Dataset]]:
+def _objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
     """What a stage trains, and the function that makes its samples from periods."""
     if stage.kind == "cold_start":
         return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
