@@ -20,11 +20,12 @@ from xscalemixer.errors import CheckpointError, InputError
 from xscalemixer.nn.blocks import DropPath
 from xscalemixer.nn.draws import drawing_for, uniform
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig, Met2NetObjective, ObjectiveConfig
-from xscalemixer.training import data
+from xscalemixer.report import Report
+from xscalemixer.training import data, protocol
 from xscalemixer.training.batches import Feed, Order, passes
-from xscalemixer.training.checkpoints import Checkpoints, LossLog, write_whole
+from xscalemixer.training.checkpoints import Checkpoints, LossLog, owned, write_whole
 from xscalemixer.training.engine import OneStage, Plan, Saving, fit
-from xscalemixer.training.ranks import Ranks
+from xscalemixer.training.ranks import Ranks, ranks
 
 CPU = Ranks(torch.device("cpu"))
 HERE = Path(__file__).parent
@@ -298,6 +299,35 @@ def test_no_checkpoint_without_a_checksum(tmp_path):
     with pytest.raises(CheckpointError, match="no checksum"):
         Checkpoints(tmp_path / "s", {}).load(3)
     assert Checkpoints(tmp_path / "s", {}).latest() == 0
+
+
+def test_two_runs_never_share_a_folder(tmp_path):
+    with owned(tmp_path / "runs"), pytest.raises(InputError, match="another process trains there"), owned(tmp_path / "runs"):
+        pass
+    with owned(tmp_path / "runs"):  # free again
+        pass
+
+
+# --- ranks
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sharded": True}, "sharded=True needs several processes.*torchrun"),
+        ({"device": "tpu"}, "device 'tpu' cannot be trained on"),
+    ],
+)
+def test_what_one_process_cannot_do(settings, message):
+    with pytest.raises(InputError, match=f"(?s){message}"), ranks(**settings):
+        pass
+
+
+def test_batches_must_be_shared_evenly():
+    config, report = train_tiny.small_config(stages=train_tiny.stages(1)), Report("run")
+    protocol._check_run(config, Ranks(torch.device("cpu"), 0, 3), None, report)
+    with pytest.raises(InputError, match=r"(?s)4 problems.*batch=4. Needed: a multiple of the 3 processes. batch=6"):
+        report.raise_errors()
 
 
 # --- processes of their own

@@ -52,7 +52,7 @@ class Ranks:
 
     def agreed(self, number: int) -> int:
         """What the first process says."""
-        value = torch.tensor(number, device=self.device)
+        value = torch.tensor(int(number), device=self.device)
         if self.count > 1:
             dist.broadcast(value, 0)
         return int(value)
