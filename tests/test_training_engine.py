@@ -141,6 +141,12 @@ def test_patience_ends_a_stage(tmp_path):
     assert history[-1]["update"] < 60 and len(history) == min(range(len(history)), key=lambda i: history[i]["validation"]) + 3
 
 
+def test_exploding_gradients_are_clipped_and_told(caplog):
+    history = fit(Line(), line_data(8), line_data(2), plan(updates=2, check_every=2, clip=1e-4), CPU)
+    assert history[-1]["gradient_norm"] > 0.01
+    assert "line: gradients with norms up to" in caplog.text and "were clipped to 0.0001; lower peak=0.05" in caplog.text
+
+
 def test_waiting_for_data_is_measured(tmp_path):
     class Slow(list):
         def __getitem__(self, item):

@@ -9,7 +9,7 @@ from train_tiny import PERIODS, small_config, small_tree
 from worlds import OUTER
 
 import xscalemixer as xsm
-from xscalemixer.nn.scalemixer import CoupledModel
+from xscalemixer.nn.scalemixer import CoupledModel, SamplerConfig
 from xscalemixer.state import HOURS
 from xscalemixer.training import data, objectives
 from xscalemixer.training.data import TrainingData
@@ -123,6 +123,20 @@ def test_detached_steps_have_the_gradients_of_single_steps(world):
     for name, value in detached.items():
         torch.testing.assert_close(value, (parts[0][name] + parts[1][name]) / 2, rtol=1e-4, atol=1e-7)
     assert any(not torch.allclose(attached[name], value, rtol=1e-2) for name, value in detached.items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"coupling": coupling} for coupling in ("two_way", "one_way", "none", "lam", "nested", "downscaled")]
+    + [{"sampler": SamplerConfig(keys=8, **choice)} for choice in ({"mode": "random"}, {"mode": "fixed"}, {"gate": "none"})],
+    ids=str,
+)
+def test_all_that_is_trained_gets_a_gradient(world, settings):
+    """Several processes would wait for one that never comes."""
+    model = world.fresh_model(small_config(network={"sunlit_channel": 6, **settings})).network
+    objective = CoupledObjective(model, world, stage("regional"))
+    objective.loss(batch(world, 1))[0].backward()
+    assert [p.grad is not None for p in objective.trainable()].count(False) == 0
 
 
 # --- a global network that is computed once

@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time as clock
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -246,6 +246,11 @@ class _Loss(nn.Module):
         return self.objective.loss(batch)
 
 
+def _without(parameters: Iterable[nn.Parameter], some: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    taken = {id(parameter) for parameter in some}
+    return [parameter for parameter in parameters if id(parameter) not in taken]
+
+
 class _Run:
     """One call of `fit`; works on a copy of the objective, on the device of this process."""
 
@@ -254,14 +259,15 @@ class _Run:
         self.order = Order(len(samples), plan.batch, plan.seed)
         self.feed, self.check_feed = Feed(samples, ranks.device, workers), Feed(checks, ranks.device, workers)
         self.worker = copy.deepcopy(objective).to(ranks.device)
-        self.step = ranks.spread(_Loss(self.worker))
-        wanted = {id(parameter) for parameter in self.worker.trainable()}
+        idle = any(p.requires_grad for p in _without(self.worker.parameters(), self.worker.trainable()))
+        self.step = ranks.spread(_Loss(self.worker), idle=idle)
+        wanted = {id(parameter) for parameter in self.worker.trainable()}  # sharding has replaced them
         self.trained = {name: p for name, p in self.worker.named_parameters() if id(p) in wanted}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=plan.peak, betas=plan.betas, weight_decay=plan.weight_decay)
         self.average = MovingAverage(self.trained, plan.ema)
         self.progress = _Progress()
         self.best: dict[str, Tensor] = {}
-        self.begun = self.saved = clock.perf_counter()
+        self.begun = self.saved = self.lap = clock.perf_counter()
 
     def to_the_end(self) -> list[dict[str, float]]:
         start = self._resume()
@@ -337,10 +343,17 @@ class _Run:
             fix = f"lower peak={plan.peak}, lengthen warmup=, or look for extreme values in the data"
             raise InputError(f"stage {plan.label} stopped", [f"{found}. Try: {fix}"])
 
+    def _warn_of_gradients(self, norm: float) -> None:
+        plan = self.plan
+        if norm > 100 * plan.clip and self.ranks.first:
+            told = "%s: gradients with norms up to %.3g were clipped to %g; lower peak=%g, or lengthen warmup="
+            log.warning(told, plan.label, norm, plan.clip, plan.peak)
+
     # ------------------------------------------------------------------------------------------------------ validation
 
     def _validate(self, losses: LossLog) -> None:
         now, progress = clock.perf_counter(), self.progress
+        self._warn_of_gradients(max(progress.norms, default=0.0))
         waiting = {"waiting": self.feed.waited / (now - self.lap)} if progress.update else {}
         with self.average.standing_in(self.trained):
             found = self._check()

@@ -79,6 +79,13 @@ class CoupledObjective(_NetworkObjective):
         self.shift = data.season_shift(stage)
         self.channels = data.inner.schema.channels
 
+    def trainable(self) -> list[nn.Parameter]:
+        """What is not frozen; nor the score networks if no gate lets a gradient reach them."""
+        if self.network.config.sampler.gate != "none":
+            return super().trainable()
+        idle = {id(parameter) for name, parameter in self.network.mixers.named_parameters() if ".sampler." in name}
+        return [parameter for parameter in super().trainable() if id(parameter) not in idle]
+
     def loss(self, batch: Mapping[str, Tensor]) -> Losses:
         """Of a batch of `samples.Windows`, or of `towers.WithTower`."""
         batch = self.shift(batch) if self.training and self.shift else batch

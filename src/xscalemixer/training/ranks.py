@@ -61,8 +61,15 @@ class Ranks:
         """Until every process is here."""
         self.total(torch.zeros((), device=self.device)).item()
 
-    def spread(self, step: nn.Module) -> nn.Module:
-        """A module whose forward pass gives the loss, made to train with the other processes."""
+    def spread(self, step: nn.Module, *, idle: bool = False) -> nn.Module:
+        """A module whose forward pass gives the loss, made to train with the other processes.
+
+        Parameters
+        ----------
+        step : Module
+        idle : bool
+            Some parameters that could be trained get no gradient; DDP looks for them in every pass, which takes time.
+        """
         if self.sharded:
             mesh = init_device_mesh(self.device.type, (self.count,))
             # the root is gathered and freed like its parts: validation and checkpoints see shards everywhere
@@ -71,7 +78,7 @@ class Ranks:
             return step
         if self.count > 1:
             devices = [self.device] if self.device.type == "cuda" else None
-            return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=True)
+            return DistributedDataParallel(step, device_ids=devices, find_unused_parameters=idle)
         return step
 
     def syncing(self, step: nn.Module, last: bool) -> AbstractContextManager:
