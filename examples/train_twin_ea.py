@@ -25,6 +25,7 @@ CONFIG = xsm.TrainConfig(
     name="twin-ea-small",
     train=TRAIN,
     validation=VALIDATION,
+    test=TEST,
     calendar=("hour",),  # seventy days say nothing about the rest of the year; the sun does
     stages=(
         xsm.Stage(kind="global", updates=1200, batch=8, peak=1e-3),

@@ -20,7 +20,7 @@ def normalized_globe():
 
 
 def test_mirror_turns_only_the_northward_wind_around(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.0))
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(0.0))
     monkeypatch.setattr(torch, "randint", lambda *_: torch.tensor(3))
     x = normalized_globe()
     (moved,), (sun,) = TurnAndMirror(MODEL.outer)([x], [x[:, :1]])
@@ -33,7 +33,7 @@ def test_mirror_turns_only_the_northward_wind_around(monkeypatch):
 
 @pytest.fixture
 def shifted(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda size: torch.zeros(size))  # the coldest, always
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.zeros(size))  # the coldest, always
     batch = {
         "outer": normalized_globe()[:, None],
         "inner": MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None],
@@ -84,7 +84,7 @@ def test_half_of_the_samples_stay_as_they_are():
 
 def test_first_guess_moves_with_the_channels_it_guesses(monkeypatch):
     """In whatever order it comes; the other inputs of the cold start stay."""
-    monkeypatch.setattr(torch, "rand", lambda size: torch.zeros(size))
+    monkeypatch.setattr(torch, "rand", lambda size, **_: torch.zeros(size))
     inner = MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None]
     order = (4, 3, 0)  # sp, q2m, t2m
     fields = torch.cat([inner[:, -1, list(order)], inner[:, -1, :2]], 1)

@@ -22,11 +22,9 @@ def test_step_is_the_network_on_a_training_window(model):
     axes = np.array(grids[0].latitude), np.array(grids[0].longitude)
     outer = Series.of(globe([START, START + 6 * HOUR], *axes), OUTER)
     inner = Series.of(box(START + np.arange(-5, 7) * HOUR), REGIONAL)
-    scaled = [
-        Series(series.time, scale(torch.from_numpy(series.values)).numpy())
-        for series, scale in ((outer, model.scale_outer), (inner, model.scale_inner))
-    ]
-    window = Windows(*scaled, grids, [(START - 6 * HOUR, START + 6 * HOUR)], 1, model.sunlit_scale, model.calendar)[0]
+    scales = [branch.stats.arrays(branch.schema) for branch in (model.outer, model.inner)]
+    period = (START - 6 * HOUR, START + 6 * HOUR)
+    window = Windows(outer, inner, grids, scales, [period], 1, model.sunlit_scale, model.calendar)[0]
     by_hand = model.network(
         window["outer"][:1], window["inner"][None, :6], window["calendar"], window["outer_forcing"], window["inner_forcing"]
     )

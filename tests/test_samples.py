@@ -7,7 +7,7 @@ from worlds import HOUR, OUTER, START, box, globe
 
 from xscalemixer.errors import TimeError
 from xscalemixer.grids import grid_of
-from xscalemixer.samples import Series, Windows, estimate_stats
+from xscalemixer.samples import Series, Windows, survey
 from xscalemixer.variables import REGIONAL
 
 HOURS = START + np.arange(1, 49) * HOUR
@@ -23,7 +23,8 @@ def series():
 
 def windows(series, periods=ALWAYS, steps=1):
     outer, inner, grids = series
-    return Windows(outer, inner, grids, periods, steps, 200.0, ("hour", "day"))
+    scales = [(np.zeros(n), np.ones(n)) for n in (len(OUTER), len(REGIONAL))]
+    return Windows(outer, inner, grids, scales, periods, steps, 200.0, ("hour", "day"))
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 7), (2, 6), (7, 1)])
@@ -63,7 +64,7 @@ def test_too_short_a_period_says_what_is_needed(series):
 
 def test_stats_are_those_of_the_training_period_only(series):
     _, inner, _ = series
-    stats = estimate_stats(inner, REGIONAL, [(START, START + 24 * HOUR)], zero_mean=("ssrd",))
+    stats = survey(inner, REGIONAL, [(START, START + 24 * HOUR)], zero_mean=("ssrd",)).stats
     values = inner.values[:24]
     assert stats.mean["t2m"] == pytest.approx(values[:, 0].mean(), rel=1e-5)
     assert stats.std["t2m"] == pytest.approx(values[:, 0].std(), rel=1e-3)

@@ -1,12 +1,17 @@
-"""Command line: ``python -m xscalemixer demo | check FILE | forecast FILE | models``."""
+"""Command line: ``python -m xscalemixer demo | check FILE | forecast FILE | train CONFIG | models``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import xarray as xr
 
 import xscalemixer as xsm
 
@@ -17,15 +22,17 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status (1: the input cannot be used)."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("xscalemixer").setLevel(logging.INFO)
+    logging.getLogger("xscalemixer").setLevel(logging.INFO if _is_first() else logging.ERROR)
     logging.getLogger("pint").setLevel(logging.ERROR)  # it tells of every unit that CF defines anew
     try:
         return options.run(options)
     except xsm.InputError as error:
+        if not _is_first():
+            time.sleep(3)  # torchrun ends all processes once one has ended: where all fail, the first one tells
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; a forecast that was streamed goes on with --resume\n")
+        sys.stderr.write("stopped; a forecast that was streamed goes on with --resume, a training by the same command\n")
         return 130
 
 
@@ -51,8 +58,25 @@ def _parser() -> argparse.ArgumentParser:
     forecast.add_argument("--device", help="cuda, mps or cpu; default: the fastest there is")
     forecast.add_argument("--diagnose", action="store_true", help="measure how far each network moves the other")
     forecast.set_defaults(run=_forecast)
+    _add_training(commands)
     commands.add_parser("models", help="models by name").set_defaults(run=_models)
     return parser
+
+
+def _add_training(commands: Any) -> None:
+    train = commands.add_parser("train", help="train a model from scratch; torchrun -m xscalemixer train ... for many devices")
+    train.add_argument("config", type=Path, help='JSON of a TrainConfig, and "data" if no option names them')
+    train.add_argument("--global", dest="outer", nargs="+", metavar="FILE", help="six-hourly driver: files or patterns")
+    train.add_argument("--regional", nargs="+", metavar="FILE", help="hourly analyses of the region: files or patterns")
+    train.add_argument("--data", metavar="TREE", help="both in one Zarr store, groups /global and /regional")
+    train.add_argument("--output", type=Path, help="model folder to write; default: the name in the config")
+    train.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+    train.add_argument("--runs", type=Path, help="folder of stages and checkpoints; default: runs/NAME")
+    train.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA devices if there are any")
+    train.add_argument("--sharded", action="store_true", help="spread the parameters over the processes of torchrun (FSDP2)")
+    train.add_argument("--memory", type=float, default=4.0, help="GiB of fields to hold in memory (4)")
+    train.add_argument("--workers", type=int, default=2, help="threads that read samples (2)")
+    train.set_defaults(run=_train)
 
 
 def _say(text: object) -> None:
@@ -98,6 +122,66 @@ def _forecast(options: argparse.Namespace) -> int:
     if options.diagnose:
         _say(f"coupling response: {fc.attrs['coupling_response']}")
     return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    settings = _settings(options.config)
+    places = settings.pop("data", None)
+    config = xsm.TrainConfig.from_dict(settings)
+    output = options.output or Path(config.name)
+    if output.exists() and not options.overwrite:
+        raise xsm.CheckpointError(f"{output} exists", ["choose another --output, or pass --overwrite to replace it in the end"])
+    model = xsm.train(
+        config,
+        _tree(options, places),
+        folder=options.runs or Path("runs") / config.name,
+        device=options.device,
+        sharded=options.sharded,
+        memory=options.memory,
+        workers=options.workers,
+    )
+    if _is_first():
+        model.save(output, overwrite=options.overwrite)
+        _say(f"{config.name}: {output}")
+    return 0
+
+
+def _settings(path: Path) -> dict:
+    """Read a JSON object."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise xsm.InputError(f"{path} cannot be read", [str(error)]) from error
+    if not isinstance(settings, dict):
+        raise xsm.InputError(f"{path} cannot be read", [f"it holds a {type(settings).__name__}; needed settings by name"])
+    return settings
+
+
+def _tree(options: argparse.Namespace, places: Any) -> xr.DataTree:
+    """Training data from the command line, or from where the config says they are."""
+    given: Any = {"global": options.outer, "regional": options.regional, "data": options.data}
+    if not any(given.values()) and places is not None:
+        given = places if isinstance(places, dict) else {"data": places}
+    outer, inner, store = (given.get(name) for name in ("global", "regional", "data"))
+    if isinstance(store, str) and not outer and not inner:
+        return _open_tree(store)
+    if outer and inner and not store:
+        return xr.DataTree.from_dict({"/global": xsm.open(outer), "/regional": xsm.open(inner)})
+    raise xsm.InputError(
+        "the data of a training must be named", [f"found {given}; needed --global and --regional, or --data alone"]
+    )
+
+
+def _open_tree(store: str) -> xr.DataTree:
+    try:
+        return xr.open_datatree(store, engine="zarr", chunks={})
+    except (OSError, ValueError) as error:
+        raise xsm.InputError(f"{store} cannot be opened", [f"needed a Zarr store with /global and /regional: {error}"]) from error
+
+
+def _is_first() -> bool:
+    """True in the process that writes and talks; torchrun numbers the others."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,43 +14,104 @@ import xarray as xr
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xscalemixer.errors import TimeError
+from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.physics.solar import hourly_insolation
-from xscalemixer.state import HOURS, calendar_features, fields_of, outer_insolation
+from xscalemixer.state import HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["Series", "Windows", "estimate_stats", "window_starts"]
+__all__ = ["LazyFields", "Series", "Survey", "Windows", "survey", "window_starts"]
 
 HOUR = np.timedelta64(1, "h")
+_BLOCK = 2**26  # bytes of a block that is surveyed at once
+_KEPT = 2**28  # bytes of chunks, and of insolation, that are kept for the next samples
+
+
+class Fields(Protocol):
+    """What a series needs of its values: an array, or something that reads one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, C, H, W)."""
+
+    def __getitem__(self, times: slice) -> np.ndarray:
+        """Values at some consecutive times, float32."""
+
+
+class LazyFields:
+    """Fields that are read when they are asked for, in whole chunks of time; the last chunks are kept. Threads may share it.
+
+    Parameters
+    ----------
+    ds : canonical dataset, dask arrays
+    schema : Schema
+    """
+
+    def __init__(self, ds: xr.Dataset, schema: Schema):
+        self._array = channels_of(ds, schema)
+        self.shape: tuple[int, ...] = self._array.shape
+        self._ends = np.cumsum(self._array.chunksizes["time"])
+        per_time = 4 * int(np.prod(self.shape[1:]))
+        self.chunk = int(max(self._array.chunksizes["time"]))  # times that are read at once
+        self._read = lru_cache(max(2, _KEPT // (self.chunk * per_time)))(self._chunk)
+
+    def __getitem__(self, times: slice) -> np.ndarray:
+        """Values at some consecutive times, float32."""
+        first, last, _ = times.indices(self.shape[0])
+        begin, end = np.searchsorted(self._ends, (first, last - 1), side="right")
+        offset = self._bounds(begin)[0]
+        values = [self._read(int(number)) for number in range(begin, end + 1)]
+        return (values[0] if len(values) == 1 else np.concatenate(values))[first - offset : last - offset]
+
+    def _bounds(self, number: int) -> tuple[int, int]:
+        return (int(self._ends[number - 1]) if number else 0), int(self._ends[number])
+
+    def _chunk(self, number: int) -> np.ndarray:
+        return self._array.isel(time=slice(*self._bounds(number))).values.astype("f4")
 
 
 @dataclass(frozen=True)
 class Series:
-    """Fields of one branch along time, in memory.
+    """Fields of one branch along time.
 
     Attributes
     ----------
     time : array of datetime64, shape (T,), ascending
-    values : array, shape (T, C, H, W), float32, canonical units
+    values : array or `LazyFields`, shape (T, C, H, W), float32, canonical units
     """
 
     time: np.ndarray
-    values: np.ndarray
+    values: Fields
 
     @classmethod
-    def of(cls, ds: xr.Dataset, schema: Schema) -> Series:
-        """From a canonical dataset."""
-        return cls(ds["time"].values.astype("datetime64[ns]"), fields_of(ds, schema))
+    def of(cls, ds: xr.Dataset, schema: Schema, *, lazy: bool = False) -> Series:
+        """From a canonical dataset; in memory, or read piece by piece."""
+        return cls(ds["time"].values.astype("datetime64[ns]"), LazyFields(ds, schema) if lazy else fields_of(ds, schema))
 
     def within(self, periods: Iterable[tuple]) -> np.ndarray:
         """True for times with start < time <= end of any period, shape (T,)."""
         inside = [(self.time > np.datetime64(start)) & (self.time <= np.datetime64(end)) for start, end in periods]
         return np.logical_or.reduce(inside)
 
+    def blocks(self) -> Iterator[slice]:
+        """Consecutive times whose values are read together, in order."""
+        size = max(1, _BLOCK // (4 * int(np.prod(self.values.shape[1:]))))
+        if isinstance(self.values, LazyFields):
+            size = self.values.chunk * max(1, size // self.values.chunk)
+        return (slice(first, first + size) for first in range(0, self.time.size, size))
 
-def estimate_stats(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...] = (), source: str = "") -> Stats:
-    """Mean and standard deviation per channel over the given periods.
+
+class Survey(NamedTuple):
+    """What one pass over a series tells: statistics, and a hash of times and values."""
+
+    stats: Stats
+    digest: str
+
+
+def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...] = (), source: str = "") -> Survey:
+    """Mean and standard deviation per channel over the given periods, and a hash of everything; reads the values once.
+
+    Moments of blocks are merged pairwise (Chan et al. 1979), so that nothing cancels.
 
     Parameters
     ----------
@@ -58,21 +122,46 @@ def estimate_stats(series: Series, schema: Schema, periods, *, zero_mean: tuple[
     ------
     TimeError
         If the periods hold no data.
+    SchemaError
+        If a channel is the same everywhere and always; all such channels are named.
     """
-    values = series.values[series.within(periods)]
-    if not len(values):
+    inside, digest = series.within(periods), hashlib.sha256(series.time.tobytes())
+    if not inside.any():
         span = f"{series.time[0]} to {series.time[-1]}" if series.time.size else "nothing"
         raise TimeError("no data in the training periods", [f"the data span {span}; the periods are {periods}"])
+    count, mean, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
+    for block in series.blocks():
+        values = series.values[block]
+        digest.update(np.ascontiguousarray(values).view("u1").data)
+        n, m, s = _moments(values[inside[block]])
+        if n:
+            count, change = count + n, m - mean
+            mean, square = mean + change * n / count, square + s + change**2 * (count - n) * n / count
+    std = np.sqrt(square / count)
+    constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
+    if constant:
+        found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
+        raise SchemaError("nothing can be learned from a constant", [f"{found}. Look at where the data come from"])
+    free = [schema.channels.index(channel) for channel in zero_mean]
+    std[free], mean[free] = np.hypot(std[free], mean[free]), 0.0
+    rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]
+    stats = Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source)
+    return Survey(stats, digest.hexdigest()[:16])
+
+
+def _moments(values: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of values per channel, their mean, and the sum of squared differences to it: (T, C, H, W) -> (), (C,), (C,)."""
+    count = values.size // values.shape[1]
+    if not count:
+        return 0, np.zeros(values.shape[1]), np.zeros(values.shape[1])
     mean = values.mean((0, 2, 3), dtype="f8")
-    mean[[schema.channels.index(channel) for channel in zero_mean]] = 0.0
-    std = np.sqrt(((values - mean[:, None, None].astype("f4")) ** 2).mean((0, 2, 3), dtype="f8"))
-    pairs = zip(schema.channels, mean, std, strict=True)
-    rows = [(channel, float(f"{m:.8g}"), float(f"{s:.8g}")) for channel, m, s in pairs]
-    return Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source)
+    near = mean.astype("f4")
+    square = np.square(values - near[:, None, None]).sum((0, 2, 3), dtype="f8")
+    return count, mean, np.maximum(square - count * (mean - near) ** 2, 0.0)
 
 
 class Windows(Dataset):
-    """Samples of ``steps`` consecutive six-hour steps, all inside one period.
+    """Samples of ``steps`` consecutive six-hour steps, all inside one period; threads may share it.
 
     A sample is a dict of tensors, normalized except where noted:
 
@@ -84,9 +173,11 @@ class Windows(Dataset):
     Parameters
     ----------
     outer, inner : Series
-        Normalized values.
+        Physical values.
     grids : (Grid, Grid)
         Global and regional grid.
+    scales : (mean, std), (mean, std)
+        Statistics of the global and of the regional channels, shape (C,) each.
     periods : list of (start, end)
         Start exclusive, end inclusive; no window crosses from one into another.
     steps : int
@@ -102,28 +193,39 @@ class Windows(Dataset):
     """
 
     def __init__(
-        self, outer: Series, inner: Series, grids: tuple[Grid, Grid], periods, steps: int, sunlit_scale: float, calendar
+        self, outer: Series, inner: Series, grids: tuple[Grid, Grid], scales, periods, steps: int, sunlit_scale, calendar
     ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
+        self.scales = [tuple(np.asarray(part, "f4")[:, None, None] for part in scale) for scale in scales]
         self.starts = window_starts(outer.time, inner.time, periods, steps)
         lat, lon = np.array(grids[1].latitude)[:, None], np.array(grids[1].longitude)[None, :]
-        self.inner_sun = hourly_insolation(inner.time, lat, lon) / np.float32(sunlit_scale)  # (T_r, h, w)
-        self.outer_sun = torch.cat([outer_insolation(time, grids[0]) for time in outer.time])  # (T_g, 2, H, W)
+        scale = np.float32(sunlit_scale)
+        self._inner_sun = _kept(lambda j: hourly_insolation(inner.time[j], lat, lon)[0] / scale, (lat.size, lon.size))
+        self._outer_sun = _kept(lambda i: outer_insolation(outer.time[i], grids[0])[0], (2, *grids[0].shape))
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         i, j = self.starts[item]
-        hours = slice(j - HOURS + 1, j + HOURS * self.steps + 1)
-        sun = torch.from_numpy(self.inner_sun[hours])
+        hours = range(j - HOURS + 1, j + HOURS * self.steps + 1)
+        sun = torch.from_numpy(np.stack([self._inner_sun(hour) for hour in hours]))
         return {
-            "outer": torch.from_numpy(self.outer.values[i : i + self.steps + 1]),
-            "inner": torch.from_numpy(self.inner.values[hours]),
-            "outer_forcing": self.outer_sun[i : i + self.steps],
+            "outer": _normalized(self.outer, slice(i, i + self.steps + 1), *self.scales[0]),
+            "inner": _normalized(self.inner, slice(hours.start, hours.stop), *self.scales[1]),
+            "outer_forcing": torch.stack([self._outer_sun(i + step) for step in range(self.steps)]),
             "inner_forcing": sun.unfold(0, 2 * HOURS, HOURS).movedim(-1, 1).contiguous(),
             "calendar": calendar_features(self.outer.time[i : i + self.steps], self.calendar),
         }
+
+
+def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
+    """A function of an index that remembers as many of its fields as fit into memory set aside for that."""
+    return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
+
+
+def _normalized(series: Series, times: slice, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    return torch.from_numpy((series.values[times] - mean) / std)
 
 
 def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple], steps: int) -> list[tuple[int, int]]:

@@ -13,7 +13,17 @@ from xscalemixer.grids import Grid
 from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
 from xscalemixer.variables import Schema
 
-__all__ = ["HOUR", "HOURS", "State", "calendar_features", "fields_of", "inner_insolation", "outer_insolation", "statics_of"]
+__all__ = [
+    "HOUR",
+    "HOURS",
+    "State",
+    "calendar_features",
+    "channels_of",
+    "fields_of",
+    "inner_insolation",
+    "outer_insolation",
+    "statics_of",
+]
 
 HOUR = np.timedelta64(1, "h")
 HOURS = 6  # hours per step, and regional hours in a state
@@ -53,11 +63,14 @@ def fields_of(ds: xr.Dataset, schema: Schema) -> np.ndarray:
     -------
     array, shape (T, C, H, W), float32, canonical units
     """
+    return channels_of(ds, schema).values.astype("f4")
+
+
+def channels_of(ds: xr.Dataset, schema: Schema) -> xr.DataArray:
+    """The same as `fields_of`, as lazy as the dataset: dims (time, channel, latitude, longitude)."""
     columns = [ds[variable.name].sel(level=level, drop=True) if level else ds[variable.name]
                for variable in schema.variables for level in variable.levels or (None,)]  # fmt: skip
-    return (
-        xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...).values.astype("f4")
-    )
+    return xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...)
 
 
 def statics_of(ds: xr.Dataset) -> np.ndarray:

@@ -7,8 +7,21 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-__all__ = ["HOURS", "MLP", "Attention", "DropPath", "FourierEmbedding", "Normalizer", "TransformerLayer", "require_shape"]
+from xscalemixer.nn.draws import uniform
+
+__all__ = [
+    "HOURS",
+    "MLP",
+    "Attention",
+    "DropPath",
+    "FourierEmbedding",
+    "Group",
+    "Normalizer",
+    "TransformerLayer",
+    "require_shape",
+]
 
 HOURS = 6  # hours per step, regional input hours and regional lead times
 
@@ -48,7 +61,7 @@ class DropPath(nn.Module):
         """(B, ...) -> (B, ...)."""
         if self.rate == 0.0 or not self.training:
             return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        keep = uniform(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
         return x * keep / (1.0 - self.rate)
 
 
@@ -101,6 +114,21 @@ class TransformerLayer(nn.Module):
         h = self.norm_attention(x)
         x = x + self.drop_path(self.attention(h, h))
         return x + self.drop_path(self.mlp(self.norm_mlp(x)))
+
+
+class Group(nn.Sequential):
+    """Layers between two exchanges: (B, N, d) -> (B, N, d).
+
+    With ``recompute`` set, only the input is kept for the backward pass, which repeats the forward pass.
+    """
+
+    recompute = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, d) -> (B, N, d)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().forward, x, use_reentrant=False)
+        return super().forward(x)
 
 
 class FourierEmbedding(nn.Module):

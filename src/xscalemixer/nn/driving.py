@@ -100,6 +100,8 @@ class Downscaler(nn.Module):
     Where a regional channel is in the driver too, the result is the interpolated one (linear in time) plus a correction.
     """
 
+    statics: Tensor
+
     def __init__(self, config):
         super().__init__()
         branch, width = config.inner, config.width

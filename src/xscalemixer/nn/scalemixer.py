@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xscalemixer.nn.blocks import HOURS, MLP, Attention, TransformerLayer, require_shape
+from xscalemixer.nn.blocks import HOURS, MLP, Attention, Group, TransformerLayer, require_shape
+from xscalemixer.nn.draws import uniform
 from xscalemixer.nn.driving import DRIVEN, Downscaler, Driver
 from xscalemixer.nn.patch import (
     Alignment,
@@ -53,6 +54,7 @@ __all__ = [
     "ScaleMixer",
     "ScaleMixerConfig",
     "Step",
+    "Tower",
 ]
 
 # ---------------------------------------------------------------------------------------------------- configuration
@@ -331,7 +333,7 @@ def _groups(config: ScaleMixerConfig, branch: BackboneConfig) -> nn.ModuleList:
     rates = torch.linspace(0, branch.drop_path, branch.depth, device="cpu").tolist()
     layers = [TransformerLayer(config.width, config.heads, config.mlp_ratio, rate) for rate in rates]
     size = branch.depth // config.blocks
-    return nn.ModuleList(nn.Sequential(*layers[i : i + size]) for i in range(0, branch.depth, size))
+    return nn.ModuleList(Group(*layers[i : i + size]) for i in range(0, branch.depth, size))
 
 
 # ----------------------------------------------------------------------------------------------------------- backbones
@@ -528,8 +530,10 @@ class KeyPositionSampler(nn.Module):
             return self.fixed.expand(batch, -1)
         if self.config.mode == "random":
             # inference repeats itself: one fixed draw; training draws anew
-            seed = None if self.training else torch.Generator(scores.device).manual_seed(0)
-            scores = torch.rand(scores.shape, generator=seed, device=scores.device).masked_fill(~self.allowed, -1.0)
+            seed = torch.Generator(scores.device).manual_seed(0)
+            fixed = lambda: torch.rand(scores.shape, generator=seed, device=scores.device)
+            drawn = uniform(*scores.shape, device=scores.device) if self.training else fixed()
+            scores = drawn.masked_fill(~self.allowed, -1.0)
         return scores.topk(keys, dim=-1).indices
 
     def forward(self, tokens: Tensor) -> Keys:
@@ -745,6 +749,17 @@ class Step(NamedTuple):
     keys: tuple[Keys, ...]
 
 
+class Tower(NamedTuple):
+    """What the global backbone says of one state where it does not hear of the region.
+
+    tokens : (B, blocks, N_g, d), after each group of layers, or (B, 0, N_g, d) where no tokens are exchanged;
+    state : (B, C_g, H, W), at t+6.
+    """
+
+    tokens: Tensor
+    state: Tensor
+
+
 class CoupledModel(nn.Module):
     """Global and regional backbones with a ScaleMixer after each group of layers."""
 
@@ -771,7 +786,16 @@ class CoupledModel(nn.Module):
             self.outer.eval()
         return self
 
-    def forward(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing=None, inner_forcing=None) -> Step:
+    def forward(
+        self,
+        outer: Tensor,
+        inner: Tensor,
+        calendar: Tensor,
+        outer_forcing=None,
+        inner_forcing=None,
+        *,
+        tower: Tower | None = None,
+    ) -> Step:
         """One step of six hours, everything normalized.
 
         Parameters
@@ -785,24 +809,46 @@ class CoupledModel(nn.Module):
         outer_forcing : Tensor, shape (B, F_g, H, W), optional
         inner_forcing : Tensor, shape (B, F_r, h, w), optional
             Insolation; hours t-5..t+6 for the region.
+        tower : Tower, optional
+            Result of `tower`, if it is known already.
         """
+        if self.config.coupling == "two_way":
+            return self._exchanging(outer, inner, calendar, outer_forcing, inner_forcing)
+        tower = self.tower(outer, outer_forcing) if tower is None else tower
         if self.driver is not None:
-            return self._driven(outer, inner, calendar, outer_forcing, inner_forcing)
+            return self._driven(outer, inner, calendar, inner_forcing, tower.state)
+        z_inner, keys = self.inner.embed(inner, inner_forcing, calendar), []
+        for i, layers in enumerate(self.inner.groups):
+            z_inner = layers(z_inner)
+            if self.mixers:
+                _, z_inner, chosen = self.mixers[i](tower.tokens[:, i], z_inner)
+                keys.append(chosen)
+        if self.mixers:
+            z_inner = torch.cat([z_inner, self.alignment.to_inner(tower.tokens[:, -1])], -1)
+        return Step(tower.state, self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
+
+    def tower(self, outer: Tensor, outer_forcing: Tensor | None = None) -> Tower:
+        """The global backbone alone; where the coupling is not two-way, it does not depend on the region."""
+        z, tokens = self.outer.embed(outer, outer_forcing), []
+        for layers in self.outer.groups:
+            z = layers(z)
+            tokens.append(z)
+        heard = torch.stack(tokens, 1) if self.config.exchanges else z.new_empty(z.shape[0], 0, *z.shape[1:])
+        return Tower(heard, self.outer.decode(z, outer))
+
+    def _exchanging(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing, inner_forcing) -> Step:
+        """Both branches side by side, with an exchange after each group of layers."""
         z_outer = self.outer.embed(outer, outer_forcing)
         z_inner = self.inner.embed(inner, inner_forcing, calendar)
         keys = []
-        for i, (global_layers, regional_layers) in enumerate(zip(self.outer.groups, self.inner.groups, strict=True)):
-            z_outer, z_inner = global_layers(z_outer), regional_layers(z_inner)
-            if self.mixers:
-                z_outer, z_inner, chosen = self.mixers[i](z_outer, z_inner)
-                keys.append(chosen)
-        if self.mixers:
-            z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
+        for global_layers, regional_layers, mixer in zip(self.outer.groups, self.inner.groups, self.mixers, strict=True):
+            z_outer, z_inner, chosen = mixer(global_layers(z_outer), regional_layers(z_inner))
+            keys.append(chosen)
+        z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
         return Step(self.outer.decode(z_outer, outer), self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
 
-    def _driven(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing, inner_forcing) -> Step:
-        """The global step first, then the region with its fields as inputs."""
-        ahead = self.outer(outer, outer_forcing)
+    def _driven(self, outer: Tensor, inner: Tensor, calendar: Tensor, inner_forcing, ahead: Tensor) -> Step:
+        """The region with the fields of a finished global step as inputs."""
         fields = self.driver(outer, ahead)
         if self.config.coupling == "downscaled":
             return Step(ahead, self.inner(fields, self.driver.guess(fields), inner_forcing, calendar), ())

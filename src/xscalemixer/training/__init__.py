@@ -1,0 +1,19 @@
+"""Training: settings, data, objectives, the loop with its checkpoints, and the protocol of stages.
+
+config       Stage, TrainConfig, and the way from and to JSON
+data         both series: checked, surveyed, cut into samples
+objectives   what each stage minimizes
+batches      which samples an update sees, read ahead by threads
+towers       a frozen global network, computed once and kept on disk
+ranks        one process or many: DDP, FSDP2
+engine       the loop
+checkpoints  files that are complete or not there
+protocol     train: stage after stage
+"""
+
+from xscalemixer.training.config import Stage, TrainConfig
+from xscalemixer.training.data import OUTER
+from xscalemixer.training.objectives import channel_weights
+from xscalemixer.training.protocol import train
+
+__all__ = ["OUTER", "Stage", "TrainConfig", "channel_weights", "train"]

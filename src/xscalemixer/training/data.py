@@ -1,0 +1,330 @@
+"""Data of a training run: checked, surveyed, and cut into samples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xscalemixer.augmentation import SeasonShift
+from xscalemixer.conform import conform
+from xscalemixer.errors import GridError, InputError, TimeError
+from xscalemixer.forecaster import Branch, Forecaster
+from xscalemixer.grids import Grid, grid_of
+from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
+from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
+from xscalemixer.report import Report
+from xscalemixer.samples import LazyFields, Series, Windows, survey, window_starts
+from xscalemixer.state import HOURS, statics_of
+from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
+from xscalemixer.variables import REGIONAL, Schema
+
+__all__ = ["OUTER", "ColdStartSamples", "TrainingData", "network_config"]
+
+log = logging.getLogger(__name__)
+
+LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
+OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
+SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
+HOUR = np.timedelta64(1, "h")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Both series in physical units, with their contracts.
+
+    Attributes
+    ----------
+    branches : dict of Branch
+        Schema, grid and statistics, by ``"outer"`` and ``"inner"``.
+    series : dict of Series
+    statics : dict of array, shape (2, H, W)
+        Orography (km) and land fraction.
+    digests : dict of str
+        Hashes that tell other data, grids or statistics apart.
+    """
+
+    branches: dict[str, Branch]
+    series: dict[str, Series]
+    statics: dict[str, np.ndarray]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, config: TrainConfig, tree: xr.DataTree, *, memory: float = 4.0, report: Report | None = None) -> TrainingData:
+        """Check settings and data, and survey both groups of the tree.
+
+        Parameters
+        ----------
+        memory : float
+            GiB of fields that are held in memory; of a larger dataset only what a sample needs is read.
+        report : Report, optional
+            Problems that are known already.
+
+        Raises
+        ------
+        InputError
+            With every problem of the settings and of both groups.
+        """
+        report = Report(f"training of {config.name!r}") if report is None else report
+        check_settings(config, report)
+        sources = _sources(tree, report)
+        if len(sources) == 2:
+            _check_together(config, sources["outer"], sources["inner"], report)
+        report.raise_errors(f"{config.name!r} cannot be trained")
+        lazy = _too_large(sources, memory)
+        branches, series, statics, digests = {}, {}, {}, {}
+        for name, zero_mean in (("outer", ()), ("inner", ("ssrd",))):
+            source = sources[name]
+            series[name] = Series.of(source.ds, source.schema, lazy=lazy and source.is_lazy)
+            _warn_of_chunks(name, series[name], config, report)
+            about = f"training periods of {config.name}"
+            stats, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
+            branches[name] = Branch(source.schema, source.grid, stats)
+            statics[name] = statics_of(source.ds)
+            digests[f"{name} grid"] = _digest(np.array(source.grid.latitude), np.array(source.grid.longitude))
+            digests[f"{name} statistics"] = _digest(*stats.arrays(source.schema))
+            digests[f"{name} data"] = f"{digest} {_digest(statics[name])}"
+        for finding in report.select("warning"):
+            log.warning("%s", finding)
+        return cls(branches, series, statics, digests)
+
+    @property
+    def outer(self) -> Branch:
+        """Contract of the global branch."""
+        return self.branches["outer"]
+
+    @property
+    def inner(self) -> Branch:
+        """Contract of the regional branch."""
+        return self.branches["inner"]
+
+    def fresh_model(self, config: TrainConfig) -> Forecaster:
+        """A model of the configured size on these grids, with random weights."""
+        network = CoupledModel(network_config(config, self.outer, self.inner))
+        network.outer.statics.copy_(torch.from_numpy(self.statics["outer"]))
+        network.inner.statics.copy_(torch.from_numpy(self.statics["inner"]))
+        channels = self.inner.schema.channels
+        cold = ColdStartConfig(
+            inputs=len(self.guessed) + 5, channels=len(channels), guessed=self.guessed, sunlit_channel=channels.index("ssrd")
+        )
+        return Forecaster(config.name, network, ColdStart(cold), self.outer, self.inner, calendar=config.calendar)
+
+    @property
+    def guessed(self) -> tuple[int, ...]:
+        """Regional channels that a cold start begins with."""
+        return tuple(self.inner.schema.channels.index(name) for name in SURFACE_GUESS)
+
+    def season_shift(self, stage: Stage) -> SeasonShift | None:
+        """The augmentation of a stage."""
+        if not stage.season_shift:
+            return None
+        outer, inner = (torch.from_numpy(self.statics[name][1]) for name in ("outer", "inner"))
+        return SeasonShift(self.outer, self.inner, (outer, inner), self.guessed, coldest=stage.season_shift)
+
+    def windows(self, calendar: tuple[str, ...], periods: Periods, steps: int) -> Windows:
+        """Normalized training windows."""
+        grids = (self.outer.grid, self.inner.grid)
+        scales = tuple(branch.stats.arrays(branch.schema) for branch in (self.outer, self.inner))
+        scale = self.inner.stats.std["ssrd"]
+        return Windows(self.series["outer"], self.series["inner"], grids, scales, periods, steps, scale, calendar)
+
+
+class ColdStartSamples(Dataset):
+    """First guess and insolation against the six hours that really were; global times with a full history."""
+
+    def __init__(self, data: TrainingData, model: Forecaster, periods: Periods):
+        self.windows, self.outer = data.windows(model.calendar, periods, 1), data.series["outer"]
+        self._first_guess = lru_cache(512)(
+            lambda i: model.first_guess(self.outer.values[i : i + 1], self.outer.time[i : i + 1])[0]
+        )
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        sample, i = self.windows[item], self.windows.starts[item][0]
+        return {"fields": self._first_guess(i), "sun": sample["inner_forcing"][0, :HOURS], "inner": sample["inner"][:HOURS]}
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).view("u1").data)
+    return digest.hexdigest()[:16]
+
+
+# --------------------------------------------------------------------------------------------------------------- sources
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One group of the tree in canonical form, before its values are read."""
+
+    schema: Schema
+    ds: xr.Dataset
+    grid: Grid
+
+    @property
+    def is_lazy(self) -> bool:
+        return all(self.ds[name].chunks for name in self.schema.names)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in single precision."""
+        return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
+
+
+def _sources(tree: xr.DataTree, report: Report) -> dict[str, _Source]:
+    """The groups that can be used, by branch; problems go to the report."""
+    build = 'Build it: xr.DataTree.from_dict({"/global": ds, "/regional": analyses})'
+    if not isinstance(tree, xr.DataTree):
+        report.error("data", f"a {type(tree).__name__}", "a DataTree with '/global' and '/regional'", build)
+        return {}
+    found = {}
+    for branch, (group, schema, hours) in {"outer": ("global", OUTER, HOURS), "inner": ("regional", REGIONAL, 1)}.items():
+        if group not in tree.children:
+            report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
+        elif source := _source(tree[group].to_dataset(), f"/{group}", schema, hours, report):
+            found[branch] = source
+    return found
+
+
+def _source(ds: xr.Dataset, title: str, schema: Schema, hours: int, report: Report) -> _Source | None:
+    """One group, conformed, with statics, on latitudes and longitudes, at the right time step."""
+    ds, findings = conform(ds, schema, title=title)
+    report.extend(findings, f"{title}: ")
+    if missing := [name for name in ("orog", "lsm") if name not in ds]:
+        needed = "orog (surface altitude, m) and lsm (land fraction)"
+        report.error(
+            title, f"no {' and no '.join(missing)}", needed, f"ds = ds.assign({missing[0]}=...), on the grid of the data"
+        )
+    if spoiled := {finding.subject for finding in findings.select("error")}:
+        _name_bad_times(ds[[v.name for v in schema.variables if v.name in spoiled and v.name in ds]], title, schema, report)
+        return None
+    _check_step(ds["time"].values, title, hours, report)
+    grid = grid_of(ds)
+    if not isinstance(grid, Grid):
+        fix = 'First ds = xsm.regrid(ds, xsm.Grid.regular(north=..., west=..., step="0.1", shape=(...)))'
+        report.error(title, f"{grid}", "latitudes and longitudes as axes", fix, kind=GridError)
+        return None
+    return None if missing else _Source(schema, ds, grid)
+
+
+def _name_bad_times(ds: xr.Dataset, title: str, schema: Schema, report: Report) -> None:
+    """Which times hold values that are missing or out of range; read only when something is wrong with the values."""
+    import dask
+
+    rows = [(array, schema[str(name)].valid_range) for name, array in ds.data_vars.items()]
+    good = [((a >= low) & (a <= high)).all([dim for dim in a.dims if dim != "time"]).data for a, (low, high) in rows]
+    (good,) = dask.compute(good)
+    bad = ds["time"].values[~np.logical_and.reduce(good)] if good else ()
+    if len(bad):
+        first = ", ".join(str(time)[:16] for time in bad[:20]) + (", ..." if len(bad) > 20 else "")
+        fix = (
+            f"Mend them or leave them out: ds = ds.drop_sel(time={[str(time)[:16] for time in bad[:3]]}); no sample crosses a gap"
+        )
+        report.error(f"{title}: time", f"bad values at {len(bad)} of {ds.sizes['time']} times: {first}", "good values", fix)
+
+
+def _check_step(time: np.ndarray, title: str, hours: int, report: Report) -> None:
+    shortest = np.diff(time).min() / HOUR if time.size > 1 else hours
+    if shortest == hours:
+        return
+    choose = 'ds["time"].dt.hour % 6 == 0' if hours == HOURS else 'ds["time"].dt.minute == 0'
+    fix = f"ds = ds.sel(time={choose})" if shortest < hours else "Get data that are; they are not interpolated in time"
+    report.error(f"{title}: time", f"every {shortest:g} h", f"every {hours} h", fix, kind=TimeError)
+
+
+def _too_large(sources: dict[str, _Source], memory: float) -> bool:
+    size = sum(source.nbytes for source in sources.values()) / 2**30
+    log.info("data: %.1f GiB, %s", size, "read as needed" if (large := size > memory) else "held in memory")
+    return large
+
+
+def _warn_of_chunks(name: str, series: Series, config: TrainConfig, report: Report) -> None:
+    """Every sample reads whole chunks of time."""
+    used = max(stage.steps for stage in config.stages) * (1 if name == "outer" else HOURS) + HOURS
+    if isinstance(series.values, LazyFields) and series.values.chunk > 8 * used:
+        found = f"chunks of {series.values.chunk} times, of which a sample needs {used}; reading will be slow"
+        report.warn(f"{name} data", found, f'Rewrite them: ds.chunk(time={used}).to_zarr("rechunked.zarr")')
+
+
+# ---------------------------------------------------------------------------------------------------- data with settings
+
+
+def _check_together(config: TrainConfig, outer: _Source, inner: _Source, report: Report) -> None:
+    """The region lies in the driver, the network fits on both, and windows fit into the periods."""
+    if share := outer.grid.outside(inner.grid):
+        found = f"{100 * share:.0f} % of the regional grid ({inner.grid}) lies outside the global one ({outer.grid})"
+        report.error("/regional", found, "a region inside the driver", "Cut it: ds.sel(latitude=slice(...), ...)", kind=GridError)
+    elif config.size in SIZES:
+        try:
+            with torch.device("meta"):
+                network = CoupledModel(network_config(config, outer, inner))
+        except (AttributeError, TypeError, ValueError) as error:
+            fix = "Change network= or size= of the TrainConfig"
+            report.error("network", f"size={config.size!r}, network={config.network}: {error}", fix=fix, kind=InputError)
+        else:
+            _check_caches(config, network.config, report)
+    for name in ("train", "validation"):
+        if are_periods(getattr(config, name)):
+            _check_windows(name, config, outer.ds["time"].values, inner.ds["time"].values, report)
+
+
+def _check_windows(name: str, config: TrainConfig, outer: np.ndarray, inner: np.ndarray, report: Report) -> None:
+    """There are enough samples for a batch, and enough for the updates."""
+    for steps in sorted({stage.steps for stage in config.stages if stage.steps > 0}):
+        try:
+            count = len(window_starts(outer, inner, getattr(config, name), steps))
+        except TimeError as error:
+            report.error(name, "; ".join(error.problems), fix=f"Change {name}= or give more data", kind=TimeError)
+            return
+        for stage in (stage for stage in config.stages if stage.steps == steps and name == "train"):
+            if count < stage.batch:
+                found = f"{count} samples of {steps} steps for stage {stage.label} with batch={stage.batch}"
+                fix = f"Give more data, or batch={count}"
+                report.error(name, found, f"at least {stage.batch} samples", fix, kind=TimeError)
+            elif (times := stage.updates * stage.batch / count) > 1000:
+                report.warn(name, f"{count} samples, and stage {stage.label} sees each of them {times:.0f} times")
+
+
+def _check_caches(config: TrainConfig, network: ScaleMixerConfig, report: Report) -> None:
+    """What is cached must not depend on what is trained, nor on chance."""
+    for number, stage in enumerate(config.stages):
+        if not stage.cache:
+            continue
+        subject = f"stages[{number}] ({stage.label})"
+        if stage.kind not in ("regional", "rollout") or network.coupling == "two_way":
+            found = f"cache=True for kind={stage.kind!r} and coupling={network.coupling!r}"
+            needed = "a regional stage or a roll-out in which the global network does not hear of the region"
+            report.error(subject, found, needed, 'network={"coupling": "one_way"}, or leave cache= out', kind=InputError)
+        if stage.season_shift:
+            report.error(subject, "cache=True and season_shift", "one of them; shifted samples differ each time", kind=InputError)
+
+
+def network_config(config: TrainConfig, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+    """The configured preset on these grids, channels, statics and forcings; patches start where global patches do."""
+    preset = getattr(ScaleMixerConfig, config.size)(**config.network)
+    place = lambda branch, forcings: {
+        "latitude": branch.grid.latitude, "longitude": branch.grid.longitude,
+        "periodic": branch.grid.periodic, "channels": len(branch.schema), "statics": 2, "forcings": forcings,
+    }  # fmt: skip
+    outer_config = replace(preset.outer, **place(outer, 2))
+    inner_config = replace(preset.inner, **place(inner, 2 * HOURS), offset=(0, 0))
+    offset = _nesting_offset(outer_config.tokens.edges, inner.grid, inner_config.patch)
+    return replace(preset, outer=outer_config, inner=replace(inner_config, offset=offset))
+
+
+def _nesting_offset(edges: tuple[np.ndarray, np.ndarray], grid: Grid, patch: int) -> tuple[int, int]:
+    """Padding rows and columns that put the first patch edge on an edge of the outer tokens."""
+    (lat_edges, lon_edges), (dlat, dlon) = edges, grid.spacing
+    north = min(edge - grid.latitude_bounds[0] for edge in lat_edges if edge >= grid.latitude_bounds[0] - dlat / 2)
+    west = min((grid.longitude_bounds[0] - edge + dlon / 2) % 360 - dlon / 2 for edge in lon_edges)
+    return round(north / dlat) % patch, round(west / dlon) % patch

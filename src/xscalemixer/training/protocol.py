@@ -1,0 +1,220 @@
+"""The stages of a training run: global pretraining, regional one-step with the global weights frozen, roll-outs, cold start."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+import xarray as xr
+from torch import nn
+
+from xscalemixer.errors import InputError
+from xscalemixer.forecaster import Forecaster
+from xscalemixer.report import Report
+from xscalemixer.samples import Windows
+from xscalemixer.training.batches import Samples
+from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
+from xscalemixer.training.config import Periods, Stage, TrainConfig
+from xscalemixer.training.data import ColdStartSamples, TrainingData
+from xscalemixer.training.engine import Plan, Saving, fit, seed_of
+from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
+from xscalemixer.training.ranks import Ranks, ranks
+from xscalemixer.training.towers import TowerCache, WithTower
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    tree: xr.DataTree,
+    *,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    sharded: bool = False,
+    memory: float = 4.0,
+    workers: int = 2,
+    save_updates: int = 200,
+    save_minutes: float = 10.0,
+) -> Forecaster:
+    """Train a coupled model from scratch, in one process or in those that torchrun started.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    tree : DataTree
+        ``/global``: six-hourly fields on pressure levels and at the surface; ``/regional``: hourly surface fields.
+        Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
+    folder : path, optional
+        Finished stages and checkpoints are kept there; the same run started again goes on from them, another run is refused.
+        All processes must see it.
+    device : "cuda" or "cpu", optional
+        By default a CUDA device for each process, if there is one.
+    sharded : bool
+        Spread parameters, gradients and optimizer state over the processes (FSDP2) instead of repeating them (DDP).
+    memory : float
+        GiB of fields that each process may hold; larger dask datasets are read sample by sample.
+    workers : int
+        Threads that read samples ahead.
+    save_updates, save_minutes : int, float
+        A checkpoint is written when either has passed since the last one.
+
+    Returns
+    -------
+    Forecaster
+        On the CPU, the same in every process.
+
+    Raises
+    ------
+    InputError
+        If settings, data, device or the stages in ``folder`` do not fit, before anything is trained; every problem is listed.
+        While training, if a loss or a gradient is not finite.
+    """
+    kept = None if folder is None else Path(folder)
+    with ranks(device, sharded=sharded) as group, owned(kept if group.first else None):
+        report = Report(f"training of {config.name!r}")
+        _check_run(config, group, kept, report)
+        data = TrainingData.of(config, tree, memory=memory, report=report)
+        run = _Protocol(config, data, group, kept, workers, save_updates, save_minutes)
+        return run.to_the_end()
+
+
+def _check_run(config: TrainConfig, group: Ranks, folder: Path | None, report: Report) -> None:
+    """Batches can be shared evenly, and what is to be kept has a place."""
+    for number, stage in enumerate(config.stages):
+        subject = f"stages[{number}] ({stage.label})"
+        if stage.batch % group.count:
+            needed = f"a multiple of the {group.count} processes"
+            report.error(
+                subject, f"batch={stage.batch}", needed, f"batch={-(-stage.batch // group.count) * group.count}", kind=InputError
+            )
+        if stage.cache and folder is None:
+            report.error(subject, "cache=True", "a folder to keep it in", 'xsm.train(..., folder="runs")', kind=InputError)
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    """One call of `train`."""
+
+    config: TrainConfig
+    data: TrainingData
+    group: Ranks
+    folder: Path | None
+    workers: int
+    save_updates: int
+    save_minutes: float
+
+    def to_the_end(self) -> Forecaster:
+        finished = self._finished()
+        torch.manual_seed(self.config.seed)
+        model = self.data.fresh_model(self.config)
+        for number, stage in enumerate(self.config.stages):
+            if number in finished:
+                history = finished[number]["history"]
+                model.modules.load_state_dict(safetensors.torch.load_file(self._file(number)))
+                log.info("stage %s: finished earlier, loaded from %s", stage.label, self.folder)
+            else:
+                history = self._run(number, model)
+                self._keep(number, model, history)
+            best = min(history, key=lambda record: record["validation"])
+            model.about.setdefault("training", []).append({**asdict(stage), **best})
+        model.eval()
+        return model
+
+    def _run(self, number: int, model: Forecaster) -> list[dict]:
+        """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
+        config, stage = self.config, self.config.stages[number]
+        objective, samples = _objective_of(stage, self.data, model)
+        plan = Plan(
+            **{name: getattr(stage, name) for name in ("label", "updates", "batch", "per_pass", "peak", "floor", "patience")},
+            **{
+                name: getattr(config, name)
+                for name in ("warmup", "clip", "betas", "weight_decay", "ema", "check_every", "precision")
+            },
+            seed=seed_of(config.seed, number),
+        )
+        sets: list[Any] = [samples(periods) for periods in (config.train, config.validation)]
+        if stage.cache:
+            sets = self._with_towers(number, model, sets)
+        return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.workers)
+
+    def _with_towers(self, number: int, model: Forecaster, sets: list[Windows]) -> list[WithTower]:
+        """Training samples in the arithmetic of training, validation samples in that of validation."""
+        kept = TowerCache(cast("Path", self.folder) / "towers", model.network, self.group, batch=self.config.stages[number].batch)
+        about = json.dumps(self.data.digests)
+        return [
+            kept.of(windows, about, precision=precision)
+            for windows, precision in zip(sets, (self.config.precision, "fp32"), strict=True)
+        ]
+
+    # ----------------------------------------------------------------------------------------------------------- folder
+
+    def _file(self, number: int) -> Path:
+        return cast("Path", self.folder) / f"{number}-{self.config.stages[number].label}.safetensors"
+
+    def _checkpoints(self, number: int) -> Checkpoints:
+        return Checkpoints(self._file(number).with_suffix(""), self._identity(number))
+
+    def _saving(self, number: int) -> Saving | None:
+        if self.folder is None:
+            return None
+        checkpoints = self._checkpoints(number)
+        losses = checkpoints.folder / "losses.jsonl"
+        return Saving(checkpoints=checkpoints, losses=losses, updates=self.save_updates, minutes=self.save_minutes)
+
+    def _keep(self, number: int, model: Forecaster, history: list[dict]) -> None:
+        """Write the weights after a stage; they appear under their name only when they are complete."""
+        if self.folder is None or not self.group.first:
+            return
+        path = self._file(number)
+        record = {"run": self._identity(number), "history": history}
+        write_whole(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
+        write_tensors(path, model.modules.state_dict())
+        self._checkpoints(number).clear()
+
+    def _identity(self, number: int) -> dict[str, Any]:
+        """What decides the weights after a stage: settings, this and earlier stages, statistics and data; plain data."""
+        run = {key: value for key, value in self.config.to_dict().items() if key not in ("name", "test", "stages")}
+        for i, stage in enumerate(self.config.stages[: number + 1]):
+            run |= {f"stages[{i}].{key}": value for key, value in stage.identity.items()}
+        return json.loads(json.dumps({**run, **self.data.digests}))
+
+    def _finished(self) -> dict[int, dict]:
+        """Records of the stages kept in the folder, by number.
+
+        Raises
+        ------
+        InputError
+            If any of them belongs to another run.
+        """
+        if self.folder is None:
+            return {}
+        finished = {}
+        for number in range(len(self.config.stages)):
+            path = self._file(number)
+            if not self.group.agreed(path.exists()):
+                continue
+            record = path.with_suffix(".json")
+            finished[number] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+            if not isinstance(finished[number], dict) or "run" not in finished[number]:
+                untold = f"{path.name}: nothing beside it tells from which settings and data it comes"
+                raise InputError(f"{self.folder} holds stages of another run", [untold, elsewhere(self.folder)])
+            require_same_run(finished[number]["run"], self._identity(number), self.folder)
+        return finished
+
+
+def _objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+    """What a stage trains, and the function that makes its samples from periods."""
+    if stage.kind == "cold_start":
+        return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
+    samples = lambda periods: data.windows(model.calendar, periods, stage.steps)
+    if stage.kind == "global":
+        return GlobalObjective(model.network.outer, data, stage), samples
+    return CoupledObjective(model.network, data, stage), samples

@@ -1,0 +1,247 @@
+"""Settings and data of a training run: to JSON and back, lazily, and refused where they cannot work."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from train_tiny import PERIODS, small_config, small_tree, stages
+from worlds import HOUR, OUTER, START, box
+
+import xscalemixer as xsm
+from xscalemixer.__main__ import main
+from xscalemixer.errors import InputError, SchemaError, TimeError
+from xscalemixer.report import Report
+from xscalemixer.samples import LazyFields, Series, survey
+from xscalemixer.state import fields_of
+from xscalemixer.training import data
+from xscalemixer.training.data import TrainingData
+from xscalemixer.variables import REGIONAL
+
+ONE = stages(2)[1:2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def narrow_schema():
+    """The made-up world has two levels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "OUTER", OUTER)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return small_tree()
+
+
+@pytest.fixture(scope="module")
+def store(tree, tmp_path_factory):
+    """The same in a Zarr store with uneven reads: chunks of five regional hours and two global times."""
+    path = tmp_path_factory.mktemp("data") / "tree.zarr"
+    parts = {name: tree[name].to_dataset().chunk(time=n) for name, n in (("global", 2), ("regional", 5))}
+    xr.DataTree.from_dict({f"/{name}": ds for name, ds in parts.items()}).to_zarr(path)
+    return path
+
+
+# --- settings
+
+
+def test_settings_survive_json():
+    config = small_config(stages=stages(3, patience=2, per_pass=1, recompute=True), test=(("2021-01-01", "2021-02-01"),))
+    assert xsm.TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_everything_wrong_in_settings_at_once():
+    settings = small_config(stages=ONE).to_dict()
+    settings |= {"warm_up": 3, "seed": "7", "ema": True}
+    settings["stages"] = [{**settings["stages"][0], "udpates": 3, "batch": 2.5}, {"kind": "magic", "updates": 1}, 4]
+    del settings["name"]
+    with pytest.raises(InputError, match="8 problems") as caught:
+        xsm.TrainConfig.from_dict(settings)
+    for message in (
+        "unknown key 'warm_up'.*Is it 'warmup'", "seed='7'. Needed: a whole number", "ema=True. Needed: a number", "no 'name'",
+        r"stages\[0\]: unknown key 'udpates'.*Is it 'updates'", r"stages\[0\]: batch=2.5. Needed: a whole number",
+        r"stages\[1\]: kind='magic'", r"stages\[2\]: a int",
+    ):  # fmt: skip
+        assert caught.match(message)
+
+
+def test_nothing_may_be_tested_that_was_trained_on(tree):
+    with pytest.raises(TimeError, match=r"test: it shares 2020-06-03 to 2020-06-03T12 with train=.*must not be trained on"):
+        xsm.train(small_config(stages=ONE, test=(("2020-06-03", "2020-06-05"),)), tree)
+    with pytest.raises(TimeError, match="validation: it shares .* with train="):
+        xsm.train(small_config(stages=ONE, validation=PERIODS["train"]), tree)
+
+
+def test_periods_may_touch(tree):
+    assert PERIODS["train"][0][1] == PERIODS["validation"][0][0]
+    assert TrainingData.of(small_config(stages=ONE), tree)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patience": 0}, r"patience=0. Needed: 1 or more"),
+        ({"per_pass": 0}, r"per_pass=0. Needed: 1 or more"),
+        ({"detach": True}, r"detach=True. Needed: a roll-out"),
+        ({"cache": True}, "cache=True for kind='regional' and coupling='two_way'"),
+    ],
+)
+def test_stage_settings_that_cannot_work(tree, changes, message):
+    with pytest.raises(InputError, match=message):
+        xsm.train(small_config(stages=(xsm.Stage(kind="regional", updates=1, batch=2, **changes),)), tree)
+
+
+# --- bad data: each ends with what is wrong, where, and what to do
+
+
+def changed(tree, group, name, change):
+    ds = tree[group].to_dataset().copy(deep=True)
+    ds[name] = ds[name].copy(data=change(ds[name].values.copy()))
+    return xr.DataTree.from_dict({**{f"/{g}": tree[g].to_dataset() for g in tree.children}, f"/{group}": ds})
+
+
+def spoil(value, *times):
+    def change(values):
+        for time in times:
+            values[time, 3, 3] = value
+        return values
+
+    return change
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e20])
+def test_corrupt_samples_are_named_by_time(tree, value):
+    message = (
+        r"(?s)bad values at 2 of 72 times: 2020-06-02T19:00, 2020-06-03T20:00\. .*ds.drop_sel\(time=.*no sample crosses a gap"
+    )
+    with pytest.raises(InputError, match=message):
+        xsm.train(small_config(stages=ONE), changed(tree, "regional", "t2m", spoil(value, 30, 55)))
+
+
+def test_data_without_the_corrupt_times_train(tree):
+    regional = tree["regional"].to_dataset().drop_sel(time=["2020-06-02T19:00"])
+    mended = xr.DataTree.from_dict({"/global": tree["global"].to_dataset(), "/regional": regional})
+    whole, holed = (
+        TrainingData.of(small_config(stages=ONE), each).windows(("hour",), PERIODS["train"], 1) for each in (tree, mended)
+    )
+    assert len(holed) == len(whole) - 2  # the windows that end or begin around it
+
+
+def test_constant_variables_are_refused(tree):
+    flat = changed(tree, "regional", "tcc", np.zeros_like)
+    with pytest.raises(SchemaError, match="tcc: the same value everywhere in the training periods"):
+        xsm.train(small_config(stages=ONE), flat)
+
+
+def test_three_days_are_not_enough_for_a_usual_batch(tree):
+    stage = xsm.Stage(kind="regional", updates=10, batch=8)
+    with pytest.raises(TimeError, match="train: 7 samples of 1 steps .* batch=8. Needed: at least 8 samples"):
+        xsm.train(small_config(stages=(stage,)), tree)
+
+
+def test_few_samples_seen_very_often_are_told(tree, caplog):
+    TrainingData.of(small_config(stages=(xsm.Stage(kind="regional", updates=4000, batch=4),)), tree)
+    assert "7 samples, and stage regional sees each of them 2286 times" in caplog.text
+
+
+# --- larger than memory
+
+
+def open_store(store):
+    return xr.open_datatree(store, engine="zarr", chunks={})
+
+
+def test_lazy_data_give_the_same_samples(store):
+    lazy, held = (TrainingData.of(small_config(stages=ONE), open_store(store), memory=m) for m in (0.0, 4.0))
+    assert isinstance(lazy.series["inner"].values, LazyFields) and isinstance(held.series["inner"].values, np.ndarray)
+    assert lazy.digests == held.digests
+    a, b = (each.windows(("hour",), PERIODS["train"], 2)[3] for each in (lazy, held))
+    assert all(torch.equal(a[name], b[name]) for name in b)
+
+
+def test_only_the_chunks_of_a_sample_are_read(store, monkeypatch):
+    lazy = Series.of(xr.open_zarr(store, group="regional", chunks={}), REGIONAL, lazy=True).values
+    read = []
+    monkeypatch.setattr(lazy, "_read", lambda n: read.append(n) or lazy._chunk(n))
+    values = lazy[9:16]
+    assert read == [1, 2, 3]
+    np.testing.assert_array_equal(values, fields_of(box(START + np.arange(10, 17) * HOUR), REGIONAL))
+
+
+def test_every_slice_of_lazy_fields(store):
+    ds = xr.open_zarr(store, group="regional", chunks={})
+    lazy, held = LazyFields(ds, REGIONAL), fields_of(ds, REGIONAL)
+    for first, last in ((0, 1), (0, 72), (4, 5), (4, 6), (5, 10), (71, 72), (66, 80)):
+        np.testing.assert_array_equal(lazy[first:last], held[first:last])
+
+
+def test_chunks_that_are_far_too_long_are_told(tree):
+    """A day and a half of hours at once, where a sample of one step needs twelve, is fine; two years are not."""
+    series = Series.of(tree["regional"].to_dataset().chunk(time=36), REGIONAL, lazy=True)
+    for chunk, told in ((36, False), (17520, True)):
+        series.values.chunk = chunk
+        report = Report("data")
+        data._warn_of_chunks("inner", series, small_config(stages=ONE), report)
+        assert ("of which a sample needs 12; reading will be slow" in str(report.assumptions)) == told
+
+
+def test_statistics_of_blocks_are_those_of_the_whole(monkeypatch):
+    from xscalemixer import samples
+
+    series = Series.of(box(START + np.arange(48) * HOUR, shape=(8, 9)), REGIONAL)
+    periods = [(START + 3 * HOUR, START + 40 * HOUR)]
+    monkeypatch.setattr(samples, "_BLOCK", 1)  # every time a block of its own
+    stats = survey(series, REGIONAL, periods, zero_mean=("ssrd",)).stats
+    values = series.values[4:41].astype("f8")
+    mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3))
+    mean[6], std[6] = 0.0, np.sqrt((values[:, 6] ** 2).mean())
+    np.testing.assert_allclose(stats.arrays(REGIONAL)[0], mean, rtol=1e-6)
+    np.testing.assert_allclose(stats.arrays(REGIONAL)[1], std, rtol=1e-5)
+
+
+# --- shell
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(small_config(stages=ONE).to_dict()))
+    return tmp_path / "config.json"
+
+
+def test_train_from_the_shell(settings, store, capsys):
+    assert main(["train", str(settings), "--data", str(store)]) == 0
+    assert xsm.load(settings.parent / "tiny").about["training"][0]["kind"] == "regional"
+    assert (settings.parent / "runs" / "tiny" / "0-regional.safetensors").exists()
+    assert main(["train", str(settings), "--data", str(store)]) == 1
+    assert "pass --overwrite" in capsys.readouterr().err
+    assert main(["train", str(settings), "--data", str(store), "--overwrite"]) == 0  # from the finished stage
+
+
+def test_train_from_files_named_in_the_settings(settings, tree):
+    for name in tree.children:
+        tree[name].to_dataset().to_netcdf(settings.parent / f"{name}.nc")
+    plain = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**plain, "data": {"global": "global*.nc", "regional": ["regional.nc"]}}))
+    assert main(["train", str(settings), "--output", "model"]) == 0
+    assert (settings.parent / "model" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("{", [], "cannot be read"),
+        ("[1]", [], "it holds a list; needed settings by name"),
+        (None, [], "needed --global and --regional, or --data alone"),
+        (None, ["--global", "a.nc"], "needed --global and --regional"),
+        (None, ["--data", "nowhere.zarr"], "nowhere.zarr"),
+        (None, ["--global", "a.nc", "--regional", "b.nc"], "a.nc"),
+    ],
+)
+def test_bad_commands_are_one_message(settings, capsys, content, options, message):
+    if content is not None:
+        settings.write_text(content)
+    assert main(["train", str(settings), *options]) == 1
+    assert message in capsys.readouterr().err
