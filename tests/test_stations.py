@@ -478,3 +478,11 @@ def test_arpege_and_era5_agree(shared_data):
     truth = xsm.at_stations(era5, cells)
     sc = xsm.score(fc, truth, metrics=["rmse"], by="variable")
     assert sc["t2m"].sel(metric="count") == 750 and float(sc["t2m"].sel(metric="rmse")) == pytest.approx(0.685, abs=0.005)
+
+
+def test_parquet_without_its_package_says_what_to_install(monkeypatch, tmp_path):
+    path = tmp_path / "reports.parquet"
+    path.touch()
+    monkeypatch.setattr("pandas.io.parquet.get_engine", lambda engine: (_ for _ in ()).throw(ImportError("no engine")))
+    with pytest.raises(ImportError, match=r"pip install 'xscalemixer\[tables\]'"):
+        xsm.read_stations(path)

@@ -58,6 +58,8 @@ def read_stations(source: Source, *, units: Mapping[str, str] | None = None, tol
     ------
     InputError, SchemaError, TimeError
         If places, times or units are missing, or one id is used in several places; every problem is listed.
+    ImportError
+        For a parquet file without the package pyarrow.
 
     Notes
     -----
@@ -148,12 +150,19 @@ def _opened(source: Source) -> xr.Dataset | pd.DataFrame:
     if suffix in (".parquet", ".csv") and not Path(source).exists():
         raise InputError(f"{os.fspath(source)} cannot be opened", ["it does not exist"])
     if suffix == ".parquet":
-        return pd.read_parquet(source)
+        return _read_parquet(source)
     if suffix == ".csv":
         return pd.read_csv(source)
     from xscalemixer.readers import open as open_file
 
     return open_file(source)
+
+
+def _read_parquet(path: str | os.PathLike) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path)
+    except ImportError as error:
+        raise ImportError("parquet files need the package pyarrow: pip install 'xscalemixer[tables]'") from error
 
 
 def _understood(raw, units, report: Report, **kwargs) -> tuple[xr.Dataset | pd.DataFrame, dict[str, Column]]:
