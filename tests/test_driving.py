@@ -89,9 +89,9 @@ def test_frame_of_shared_channels_is_the_driver():
     torch.testing.assert_close(a[:, :, 1], b[:, :, 1])
 
 
-def test_frame_without_shared_channels_is_refused():
-    with pytest.raises(ValueError, match="frame=2 needs coupling='lam' and shared"):
-        replace(TINY, coupling="lam", frame=2)
+def test_frame_belongs_to_limited_area_models():
+    with pytest.raises(ValueError, match="frame=2 needs coupling='lam'; found 'nested'"):
+        replace(TINY, coupling="nested", frame=2)
 
 
 @pytest.mark.parametrize("shifted", [False, True])

@@ -320,3 +320,24 @@ def test_cold_start_trains_on_what_it_will_be_given(tree):
     assert truth.time[j] == time
     wanted = torch.from_numpy(truth.values[None, j - 5 : j + 1])
     torch.testing.assert_close(model.scale_inner.inverse(sample["inner"]), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("coupling", ["lam", "nested", "downscaled"])
+def test_baselines_train_save_and_forecast(tree, tmp_path, coupling):
+    model = xsm.train(config(network={"sunlit_channel": 6, "coupling": coupling}), tree)
+    model.save(tmp_path / coupling)
+    fc = tree.scalemixer.forecast(7, model=xsm.load(tmp_path / coupling))
+    assert np.isfinite(fc["t2m"]).all() and fc.attrs["start"] == "warm"
+
+
+def test_shared_channels_carry_global_values_into_regional_units(tree):
+    run = config(network={"sunlit_channel": 6, "coupling": "lam"})
+    prepared = TrainingData.of(run, tree)
+    rows = prepared.fresh_model(run).network.config.shared
+    names = [prepared.inner.schema.channels[row[0]] for row in rows]
+    assert names == ["t2m", "u10", "v10", "q2m", "sp"]
+    _, outer, scale, offset = rows[0]
+    assert prepared.outer.schema.channels[outer] == "t2m"
+    kelvin = 285.0
+    normalized = [(kelvin - branch.stats.mean["t2m"]) / branch.stats.std["t2m"] for branch in (prepared.outer, prepared.inner)]
+    assert normalized[0] * scale + offset == pytest.approx(normalized[1], rel=1e-5)

@@ -174,7 +174,7 @@ class ScaleMixerConfig:
         For "lam" and "downscaled": regional channel, global channel that is the same variable, and scale and offset from
         the normalized values of the second to those of the first.
     frame : int
-        For "lam": cells at the edge of the region where shared channels are overwritten with the driver.
+        For "lam": cells at the edge of the region where the shared channels are overwritten with the driver.
     sunlit_channel : int or None
         Regional channel predicted as insolation times a transmissivity, so that it is zero at night.
     """
@@ -201,8 +201,8 @@ class ScaleMixerConfig:
         _choice("feedback", self.feedback, ("residual", "replace"))
         _choice("output", self.output, ("residual", "direct"))
         _choice("positions", self.positions, ("learned", "fourier"))
-        if self.frame and not (self.coupling == "lam" and self.shared):
-            raise ValueError(f"frame={self.frame} needs coupling='lam' and shared channels")
+        if self.frame and self.coupling != "lam":
+            raise ValueError(f"frame={self.frame} needs coupling='lam'; found {self.coupling!r}")
         for name in ("outer", "inner"):
             depth = getattr(self, name).depth
             if depth % self.blocks:

@@ -19,6 +19,7 @@ from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
+from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
 from xscalemixer.report import Report
 from xscalemixer.samples import LazyFields, Series, Windows, survey, window_starts
@@ -107,7 +108,10 @@ class TrainingData:
 
     def fresh_model(self, config: TrainConfig) -> Forecaster:
         """A model of the configured size on these grids, with random weights."""
-        network = CoupledModel(network_config(config, self.outer, self.inner))
+        settings = network_config(config, self.outer, self.inner)
+        if settings.coupling in DRIVEN:
+            settings = replace(settings, shared=_shared_channels(self.outer, self.inner))
+        network = CoupledModel(settings)
         network.outer.statics.copy_(torch.from_numpy(self.statics["outer"]))
         network.inner.statics.copy_(torch.from_numpy(self.statics["inner"]))
         channels = self.inner.schema.channels
@@ -320,6 +324,16 @@ def network_config(config: TrainConfig, outer: Branch | _Source, inner: Branch |
     inner_config = replace(preset.inner, **place(inner, 2 * HOURS), offset=(0, 0))
     offset = _nesting_offset(outer_config.tokens.edges, inner.grid, inner_config.patch)
     return replace(preset, outer=outer_config, inner=replace(inner_config, offset=offset))
+
+
+def _shared_channels(outer: Branch, inner: Branch) -> tuple[tuple[int, int, float, float], ...]:
+    """Regional and global channel of the same variable, and scale and offset between their normalized values."""
+    rows = []
+    for i, name in enumerate(inner.schema.channels):
+        if name in outer.schema.channels:
+            (mean, std), (outer_mean, outer_std) = ((b.stats.mean[name], b.stats.std[name]) for b in (inner, outer))
+            rows.append((i, outer.schema.channels.index(name), outer_std / std, (outer_mean - mean) / std))
+    return tuple(rows)
 
 
 def _nesting_offset(edges: tuple[np.ndarray, np.ndarray], grid: Grid, patch: int) -> tuple[int, int]:
