@@ -32,7 +32,7 @@ class DatasetAccessor:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._ds, **kwargs)
 
-    def score(self, truth: xr.Dataset, **kwargs) -> xr.Dataset:
+    def score(self, truth, **kwargs) -> xr.Dataset | xr.DataTree:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)
 
