@@ -227,35 +227,6 @@ def test_a_wave_is_in_one_ring_and_all_rings_are_the_variance():
 # other libraries
 
 
-def test_same_numbers_as_scores(truth):
-    members = beside(truth)[:, :, None] + random(4, 2, 5, *GRID.shape, seed=3) - 280
-    fc = forecast(members)
-    sc = xsm.score(fc, truth)
-    one, target = (
-        fc["t2m"].astype("f8"),
-        xr.DataArray(beside(truth), fc["t2m"].isel(member=0).coords, fc["t2m"].isel(member=0).dims),
-    )
-    weights = xr.DataArray(GRID.area, dims=("latitude", "longitude"))
-    keywords = {"preserve_dims": ["lead_time"], "weights": weights}
-    mean = one.mean("member")
-    theirs = {
-        "bias": scores.continuous.additive_bias(mean, target, **keywords),
-        "mae": scores.continuous.mae(mean, target, **keywords),
-        "rmse": scores.continuous.rmse(mean, target, **keywords),
-        "crps": scores.probability.crps_for_ensemble(one, target, "member", method="ecdf", **keywords),
-        "crps_fair": scores.probability.crps_for_ensemble(one, target, "member", method="fair", **keywords),
-    }
-    for metric, expected in theirs.items():
-        np.testing.assert_allclose(value(sc, metric), expected, rtol=1e-6)
-    by_hand = [
-        np.mean([np.cov(mean[i, j].values.ravel(), target[i, j].values.ravel(), aweights=GRID.area.ravel())[0, 1] /
-                 np.sqrt(np.prod([np.cov(x[i, j].values.ravel(), aweights=GRID.area.ravel()) for x in (mean, target)]))
-                 for i in range(4)])
-        for j in range(2)
-    ]  # fmt: skip
-    np.testing.assert_allclose(value(sc, "correlation"), by_hand, rtol=1e-6)
-
-
 def test_surface_pressure_keeps_its_digits():
     rng = np.random.default_rng(0)
     pressure = (1e5 + rng.normal(size=(4, 2, 3, *GRID.shape))).astype("f4")
@@ -808,33 +779,6 @@ def test_repeated_reports_are_named(fc):
         xsm.score(fc, xr.concat([truth, truth.isel(time=[0])], "time"))
     with pytest.raises(SchemaError, match="ids occur more than once: s1"):
         xsm.score(fc, xr.concat([truth, truth.isel(station=[1])], "station"))
-
-
-def test_ten_members_of_era5(shared_data):
-    pytest.importorskip("cfgrib")
-    with xr.open_dataset(
-        shared_data / "real" / "era5_10members_3deg_20170101.grib", engine="cfgrib", indexpath="", decode_timedelta=True
-    ) as ds:
-        ds = ds.load()
-    fc, truth = ds.isel(number=slice(1, None)), ds.isel(number=0, drop=True)
-    sc = xsm.score(fc, truth)
-    assert sc["z"].dims == ("metric", "lead_time", "level") and sc["z"].sizes["level"] == 2
-    weights = xr.DataArray(Grid(tuple(ds["latitude"].values), tuple(ds["longitude"].values)).area, dims=("latitude", "longitude"))
-    keywords = {"preserve_dims": ["isobaricInhPa"], "weights": weights}
-    for name in ("z", "t"):
-        one, target = fc[name].astype("f8"), truth[name].astype("f8")
-        for metric, method in (("crps", "ecdf"), ("crps_fair", "fair")):
-            theirs = scores.probability.crps_for_ensemble(one, target, "number", method=method, **keywords)
-            np.testing.assert_allclose(sc[name].sel(metric=metric).squeeze(), theirs.sortby("isobaricInhPa"), rtol=1e-6)
-        spread = np.sqrt(one.var("number", ddof=1).weighted(weights).mean(["latitude", "longitude", "time"]))
-        rmse = scores.continuous.rmse(one.mean("number"), target, **keywords)
-        np.testing.assert_allclose(
-            sc[name].sel(metric="spread_skill").squeeze(), (np.sqrt(10 / 9) * spread / rmse).sortby("isobaricInhPa")
-        )
-        ranks = (
-            scores.probability.rank_histogram(one, target, "number", **keywords).transpose("rank", ...).sortby("isobaricInhPa")
-        )
-        np.testing.assert_allclose(rank_histogram(fc, truth)[name].squeeze(), ranks, atol=2e-4)
 
 
 def test_persistence_of_the_twin_world(shared_data):

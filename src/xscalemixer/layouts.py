@@ -15,7 +15,7 @@ import xarray as xr
 from xscalemixer.conform import require_dataset
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.levels import pressure_levels
-from xscalemixer.conform.time import to_valid_time
+from xscalemixer.conform.time import HOURS_OF, LEADS, STARTS, to_valid_time
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.output import MEMBER_ATTRS, TIME_ATTRS
 from xscalemixer.report import Report
@@ -83,19 +83,11 @@ _CLIMATOLOGY = {"hour", "dayofyear"}
 
 # role -> CF standard name, then names seen in files
 _ROLES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "reference_time": (
-        "forecast_reference_time",
-        ("reference_time", "forecast_reference_time", "init_time", "init", "analysis_time"),
-    ),
-    "lead_time": (
-        "forecast_period",
-        ("lead_time", "prediction_timedelta", "step", "lead", "forecast_period", "elapsed_forecast_duration", "forecast_hour"),
-    ),
+    "reference_time": ("forecast_reference_time", STARTS),
+    "lead_time": ("forecast_period", LEADS),
     "valid_time": ("time", ("valid_time", "xtime")),
     "member": ("realization", ("member", "number", "ensemble", "realization", "ensemble_member")),
 }
-_HOURS = {"d": 24, "day": 24, "days": 24, "h": 1, "hr": 1, "hour": 1, "hours": 1, "min": 1 / 60, "minutes": 1 / 60}
-_HOURS |= {"s": 1 / 3600, "seconds": 1 / 3600, "ns": 1 / 3.6e12, "nanoseconds": 1 / 3.6e12}
 
 
 def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
@@ -383,10 +375,10 @@ def _hours_per_unit(lead: xr.DataArray) -> float:
     units = lead.attrs.get("units", lead.encoding.get("units"))
     if units is None and lead.dtype.kind == "i" and np.all(lead.values % 3_600_000_000_000 == 0) and np.any(lead.values):
         units = "nanoseconds"  # a timedelta64 written without its unit; no forecast is 4e12 hours long
-    if units not in _HOURS:
+    if units not in HOURS_OF:
         fix = f"type ds[{lead.name!r}].attrs['units'] = 'hours', if that is what they are"
-        raise TimeError(f"{lead.name} has no unit I can read", [f"found {units!r}; needed one of {', '.join(_HOURS)}; {fix}"])
-    return _HOURS[units]
+        raise TimeError(f"{lead.name} has no unit I can read", [f"found {units!r}; needed one of {', '.join(HOURS_OF)}; {fix}"])
+    return HOURS_OF[units]
 
 
 def _steps(hours: xr.DataArray) -> xr.Variable:

@@ -17,12 +17,11 @@ from torch.utils.data import Dataset
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.physics.solar import hourly_insolation
-from xscalemixer.state import HOURS, calendar_features, channels_of, fields_of, outer_insolation
+from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
 __all__ = ["LazyFields", "Series", "Survey", "Windows", "survey", "window_starts"]
 
-HOUR = np.timedelta64(1, "h")
 _BLOCK = 2**26  # bytes of a block that is surveyed at once
 _KEPT = 2**28  # bytes of chunks, and of insolation, that are kept for the next samples
 

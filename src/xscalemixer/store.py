@@ -12,6 +12,7 @@ import socket
 import uuid
 import warnings
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,7 @@ _PROGRESS = "progress"  # a Zarr subgroup without arrays while the store grows, 
 Block = Mapping[str, Sequence[int]]  # dimension -> first index and the one after the last
 
 
-class _Journaled:
+class _Journaled(ABC):
     """Zarr store on a local disk that grows block by block and survives being killed at any instant.
 
     Arrays stand at full size from the start and read NaN where nothing was written. A block counts once its line, with
@@ -138,8 +139,9 @@ class _Journaled:
             zarr.consolidate_metadata(self.path, zarr_format=2)
         self.close()
 
+    @abstractmethod
     def _share_left(self) -> float:
-        raise NotImplementedError
+        """Share of the store that is still to be written."""
 
     def _bytes_left(self) -> int:
         return int(self._share_left() * sum(array.nbytes for array in self._fields.values()))

@@ -11,14 +11,23 @@ import xarray as xr
 from xscalemixer.errors import TimeError
 from xscalemixer.report import Report
 
-__all__ = ["LEADS", "find_coordinate", "to_valid_time", "valid_times", "whole_hours"]
+__all__ = ["HOURS_OF", "LEADS", "STARTS", "find_coordinate", "to_valid_time", "valid_times", "whole_hours"]
 
-LEADS = ("step", "prediction_timedelta", "lead_time", "leadtime", "lead", "forecast_period", "elapsed_forecast_duration")
-_STARTS = ("reference_time", "forecast_reference_time", "init_time", "initialization_time", "init", "analysis_time")
+LEADS = (
+    "step",
+    "prediction_timedelta",
+    "lead_time",
+    "leadtime",
+    "lead",
+    "forecast_period",
+    "elapsed_forecast_duration",
+    "forecast_hour",
+)
+STARTS = ("reference_time", "forecast_reference_time", "init_time", "initialization_time", "init", "analysis_time")
 _VALID = ("valid_time", "time", "datetime", "date", "xtime", "t")
-_HOURS = {"h": 1, "hr": 1, "hrs": 1, "hour": 1, "hours": 1, "min": 1 / 60, "minute": 1 / 60, "minutes": 1 / 60}
-_HOURS |= {"s": 1 / 3600, "second": 1 / 3600, "seconds": 1 / 3600, "ns": 1 / 3.6e12, "nanoseconds": 1 / 3.6e12}
-_HOURS |= {"d": 24, "day": 24, "days": 24}
+HOURS_OF = {"h": 1, "hr": 1, "hrs": 1, "hour": 1, "hours": 1, "min": 1 / 60, "minute": 1 / 60, "minutes": 1 / 60}
+HOURS_OF |= {"s": 1 / 3600, "second": 1 / 3600, "seconds": 1 / 3600, "ns": 1 / 3.6e12, "nanoseconds": 1 / 3.6e12}
+HOURS_OF |= {"d": 24, "day": 24, "days": 24}
 
 
 def to_valid_time(ds: xr.Dataset, report: Report, times: np.ndarray | None = None) -> xr.Dataset:
@@ -93,7 +102,7 @@ def whole_hours(hours) -> int:
 
 def _valid_time(ds: xr.Dataset, report: Report) -> xr.DataArray | None:
     lead = find_coordinate(ds, "forecast_period", LEADS)
-    start = find_coordinate(ds, "forecast_reference_time", _STARTS)
+    start = find_coordinate(ds, "forecast_reference_time", STARTS)
     rest = ds.drop_vars([c.name for c in (lead, start) if c is not None])
     valid = find_coordinate(rest, "time", _VALID)
     if lead is not None and (valid is None or valid.name != "valid_time" or start is not None):
@@ -164,12 +173,12 @@ def _leads(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
     if coordinate.dtype.kind == "m":
         return coordinate.reset_coords(drop=True)
     units = str(coordinate.attrs.get("units", "")).lower()
-    if coordinate.dtype.kind not in "iuf" or units not in _HOURS:
+    if coordinate.dtype.kind not in "iuf" or units not in HOURS_OF:
         found = f"lead times of type {coordinate.dtype} with units {units or 'missing'!r}"
         fix = f'ds["{coordinate.name}"].attrs["units"] = "hours"'
         report.error(str(coordinate.name), found, "hours, minutes, seconds or timedelta64", fix, kind=TimeError)
         return None
-    seconds = np.round(coordinate.reset_coords(drop=True) * (_HOURS[units] * 3600))
+    seconds = np.round(coordinate.reset_coords(drop=True) * (HOURS_OF[units] * 3600))
     return seconds.astype("int64").astype("timedelta64[s]").astype("timedelta64[ns]")
 
 
@@ -196,7 +205,7 @@ def _choose(flat: np.ndarray, times: np.ndarray | None, report: Report) -> np.nd
 def _take(ds: xr.Dataset, valid: xr.DataArray, order: np.ndarray) -> xr.Dataset:
     """Pick positions out of the flattened dims of ``valid`` along a new dimension ``time``; lazy arrays stay lazy."""
     moments = valid.values.ravel()[order]
-    old = [c for c in ds.coords if ds[c].dtype.kind in "Mm" or c in valid.dims or str(c).lower() in (*LEADS, *_STARTS, *_VALID)]
+    old = [c for c in ds.coords if ds[c].dtype.kind in "Mm" or c in valid.dims or str(c).lower() in (*LEADS, *STARTS, *_VALID)]
     if valid.ndim == 0:
         ds = ds.drop_vars(old).expand_dims("time")
     elif valid.ndim == 1 and np.array_equal(order, np.arange(valid.size)):

@@ -15,8 +15,6 @@ from xscalemixer.verification.alignment import at_valid_times, read_analysis
 
 __all__ = ["climatology_forecast", "persistence_forecast"]
 
-_HOUR = np.timedelta64(1, "h")
-
 
 def persistence_forecast(
     analyses: xr.Dataset,
