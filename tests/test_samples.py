@@ -7,7 +7,7 @@ from worlds import HOUR, OUTER, START, box, globe
 
 from xscalemixer.errors import TimeError
 from xscalemixer.grids import grid_of
-from xscalemixer.samples import Series, Windows, survey
+from xscalemixer.samples import GlobalPairs, Series, Windows, survey
 from xscalemixer.variables import REGIONAL
 
 HOURS = START + np.arange(1, 49) * HOUR
@@ -55,6 +55,18 @@ def test_no_window_crosses_a_gap(series):
     starts = [outer.time[i] for i, _ in windows((outer, holed, grids)).starts]
     gap = inner.time[20]
     assert starts and all(not t - 6 * HOUR < gap <= t + 6 * HOUR for t in starts)
+
+
+def test_global_pairs_need_no_regional_hours(series):
+    outer, _, grids = series
+    holed = Series(np.delete(outer.time, 3), np.delete(outer.values, 3, 0))
+    scale = np.zeros(len(OUTER)), np.ones(len(OUTER))
+    pairs = GlobalPairs(holed, grids[0], scale, ALWAYS)
+    assert len(pairs) == 5  # of eight times one is missing, and the last has no successor
+    np.testing.assert_array_equal(pairs[1]["outer"], outer.values[1:3])
+    torch.testing.assert_close(pairs[0]["outer_forcing"], windows(series)[0]["outer_forcing"])
+    with pytest.raises(TimeError, match="found 7 global times and none with another one 6 h later"):
+        GlobalPairs(holed, grids[0], scale, [(START, START + 6 * HOUR)])
 
 
 def test_too_short_a_period_says_what_is_needed(series):

@@ -74,6 +74,22 @@ def test_nothing_may_be_tested_that_was_trained_on(tree):
         xsm.train(small_config(stages=ONE, validation=PERIODS["train"]), tree)
 
 
+def test_a_stage_with_periods_of_its_own(tree):
+    early = (("2020-06-01T00", "2020-06-02T12"),)
+    other = lambda periods: (xsm.Stage(kind="global", updates=2, batch=2, periods=periods),)
+    longer = xr.DataTree.from_dict(
+        {"/global": tree["global"].to_dataset(), "/regional": tree["regional"].to_dataset().isel(time=slice(24, None))}
+    )
+    settings = {
+        "train": (("2020-06-02T12", "2020-06-03T12"),),
+        "stages": (*other(early), xsm.Stage(kind="regional", updates=2, batch=2)),
+    }
+    model = xsm.train(small_config(**settings), longer)  # no regional hours in the first stage
+    assert model.about["training"][0]["periods"] == early
+    with pytest.raises(TimeError, match=r"stages\[0\].periods: it shares .* with validation="):
+        xsm.train(small_config(stages=other(PERIODS["validation"])), tree)
+
+
 def test_periods_may_touch(tree):
     assert PERIODS["train"][0][1] == PERIODS["validation"][0][0]
     assert TrainingData.of(small_config(stages=ONE), tree)

@@ -20,7 +20,7 @@ from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["LazyFields", "Series", "Survey", "Windows", "survey", "window_starts"]
+__all__ = ["GlobalPairs", "LazyFields", "Series", "Survey", "Windows", "pair_starts", "survey", "window_starts"]
 
 _BLOCK = 2**26  # bytes of a block that is surveyed at once
 _KEPT = 2**28  # bytes of chunks, and of insolation, that are kept for the next samples
@@ -218,6 +218,40 @@ class Windows(Dataset):
         }
 
 
+class GlobalPairs(Dataset):
+    """Global states six hours apart, with or without regional hours; threads may share it.
+
+    A sample is a dict of tensors as in `Windows`: ``outer`` (2, C_g, H, W), normalized, and ``outer_forcing`` (1, 2, H, W).
+
+    Parameters
+    ----------
+    outer : Series
+    grid : Grid
+    scale : (mean, std), shape (C_g,) each
+    periods : list of (start, end)
+        Start exclusive, end inclusive.
+
+    Raises
+    ------
+    TimeError
+        If no pair fits.
+    """
+
+    def __init__(self, outer: Series, grid: Grid, scale, periods):
+        self.outer = outer
+        self.scale = tuple(np.asarray(part, "f4")[:, None, None] for part in scale)
+        self.starts = pair_starts(outer.time, periods)
+        self._sun = _kept(lambda i: outer_insolation(outer.time[i], grid)[0], (2, *grid.shape))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        i, ahead = self.starts[item]
+        states = [_normalized(self.outer, slice(j, j + 1), *self.scale) for j in (i, ahead)]
+        return {"outer": torch.cat(states), "outer_forcing": self._sun(i)[None]}
+
+
 def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
     """A function of an index that remembers as many of its fields as fit into memory set aside for that."""
     return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
@@ -225,6 +259,24 @@ def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[i
 
 def _normalized(series: Series, times: slice, mean: np.ndarray, std: np.ndarray) -> Tensor:
     return torch.from_numpy((series.values[times] - mean) / std)
+
+
+def pair_starts(time: np.ndarray, periods: Iterable[tuple]) -> list[tuple[int, int]]:
+    """Indices of the times in one of the periods (start exclusive) for which the state six hours later is in it too.
+
+    Raises
+    ------
+    TimeError
+        If there is none.
+    """
+    ahead = np.minimum(np.searchsorted(time, time + HOURS * HOUR), time.size - 1)
+    there = time[ahead] == time + HOURS * HOUR
+    inside = [(time > np.datetime64(start)) & (time[ahead] <= np.datetime64(end)) for start, end in periods]
+    found = np.flatnonzero(there & np.logical_or.reduce(inside))
+    if not found.size:
+        needed = f"found {time.size} global times and none with another one {HOURS} h later within the {len(inside)} periods"
+        raise TimeError("there is nothing to train on", [needed])
+    return [(int(i), int(ahead[i])) for i in found]
 
 
 def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple], steps: int) -> list[tuple[int, int]]:

@@ -38,6 +38,9 @@ class Stage:
         Six-hour steps unrolled per sample; a growing number is a series of stages.
     season_shift : float
         Largest cooling of `augmentation.SeasonShift` in K; 0 switches it off.
+    periods : tuple of (start, end)
+        Training periods of this stage; by default those of the run. Global stages need no regional hours: a long global
+        archive is learned from by ``periods=(("1979-01-01", "2016-01-01"),)`` and a second global stage without it.
     patience : int, optional
         Validations without a new best after which the stage ends early.
     detach : bool
@@ -60,6 +63,7 @@ class Stage:
     floor: float = 1e-6
     steps: int = 1
     season_shift: float = 0.0
+    periods: Periods = ()
     patience: int | None = None
     detach: bool = False
     per_pass: int | None = None
@@ -240,19 +244,24 @@ def check_settings(config: TrainConfig, report: Report) -> None:
 
 
 def _check_periods(config: TrainConfig, report: Report) -> None:
-    """They are periods, and no two sets share a time."""
+    """They are periods, and no two sets share a time; stages may train on the same ones."""
     given = {name: getattr(config, name) for name in ("train", "validation", "test") if name != "test" or config.test}
+    given |= {f"stages[{i}].periods": stage.periods for i, stage in enumerate(config.stages) if stage.periods}
     for name, periods in given.items():
         if not are_periods(periods):
-            needed = "pairs of dates, the first before the second"
-            report.error(name, repr(periods), needed, f'{name}=(("2001-08-10", "2001-08-30"),)', kind=TimeError)
+            needed, example = "pairs of dates, the first before the second", '(("2001-08-10", "2001-08-30"),)'
+            report.error(name, repr(periods), needed, f"{name.split('.')[-1]}={example}", kind=TimeError)
     valid = [(name, np.datetime64(a), np.datetime64(b)) for name, ps in given.items() if are_periods(ps) for a, b in ps]
     for i, (name, start, end) in enumerate(valid):
         for other, begin, finish in valid[i + 1 :]:
-            if name != other and max(start, begin) < min(end, finish):
+            if _purpose(name) != _purpose(other) and max(start, begin) < min(end, finish):
                 shared = f"it shares {max(start, begin)} to {min(end, finish)} with {name}="
                 fix = "What is validated or tested on must not be trained on: take these times out of one of them"
                 report.error(other, shared, "no common times", fix, kind=TimeError)
+
+
+def _purpose(name: str) -> str:
+    return "train" if name.endswith(".periods") else name
 
 
 def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple[Stage, ...], report: Report) -> None:

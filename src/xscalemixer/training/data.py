@@ -22,7 +22,7 @@ from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
 from xscalemixer.report import Report
-from xscalemixer.samples import LazyFields, Series, Windows, survey, window_starts
+from xscalemixer.samples import GlobalPairs, LazyFields, Series, Windows, pair_starts, survey, window_starts
 from xscalemixer.state import HOUR, HOURS, statics_of
 from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
 from xscalemixer.variables import REGIONAL, Schema
@@ -137,6 +137,11 @@ class TrainingData:
         scales = tuple(branch.stats.arrays(branch.schema) for branch in (self.outer, self.inner))
         scale = self.inner.stats.std["ssrd"]
         return Windows(self.series["outer"], self.series["inner"], grids, scales, periods, steps, scale, calendar)
+
+    def pairs(self, periods: Periods) -> GlobalPairs:
+        """Normalized global states six hours apart."""
+        outer = self.outer
+        return GlobalPairs(self.series["outer"], outer.grid, outer.stats.arrays(outer.schema), periods)
 
 
 class ColdStartSamples(Dataset):
@@ -276,26 +281,33 @@ def _check_together(config: TrainConfig, outer: _Source, inner: _Source, report:
             report.error("network", f"size={config.size!r}, network={config.network}: {error}", fix=fix, kind=InputError)
         else:
             _check_caches(config, network.config, report)
-    for name in ("train", "validation"):
-        if are_periods(getattr(config, name)):
-            _check_windows(name, config, outer.ds["time"].values, inner.ds["time"].values, report)
+    _check_samples(config, outer.ds["time"].values, inner.ds["time"].values, report)
 
 
-def _check_windows(name: str, config: TrainConfig, outer: np.ndarray, inner: np.ndarray, report: Report) -> None:
-    """There are enough samples for a batch, and enough for the updates."""
-    for steps in sorted({stage.steps for stage in config.stages if stage.steps > 0}):
+def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, report: Report) -> None:
+    """Every stage has samples to validate on, enough for a batch, and enough for its updates."""
+    wanted: dict[tuple, list[Stage]] = {}  # stages by where their samples come from
+    for number, stage in enumerate(config.stages):
+        own = (f"stages[{number}].periods", stage.periods) if stage.periods else ("train", config.train)
+        for name, periods in (own, ("validation", config.validation)):
+            if are_periods(periods):
+                wanted.setdefault((name, periods, 0 if stage.kind == "global" else stage.steps), []).append(stage)
+    for (name, periods, steps), stages in wanted.items():
         try:
-            count = len(window_starts(outer, inner, getattr(config, name), steps))
+            count = len(window_starts(outer, inner, periods, steps) if steps else pair_starts(outer, periods))
         except TimeError as error:
-            report.error(name, "; ".join(error.problems), fix=f"Change {name}= or give more data", kind=TimeError)
-            return
-        for stage in (stage for stage in config.stages if stage.steps == steps and name == "train"):
-            if count < stage.batch:
-                found = f"{count} samples of {steps} steps for stage {stage.label} with batch={stage.batch}"
-                fix = f"Give more data, or batch={count}"
-                report.error(name, found, f"at least {stage.batch} samples", fix, kind=TimeError)
-            elif (times := stage.updates * stage.batch / count) > 1000:
-                report.warn(name, f"{count} samples, and stage {stage.label} sees each of them {times:.0f} times")
+            report.error(name, "; ".join(error.problems), fix="Change these periods or give more data", kind=TimeError)
+            continue
+        for stage in stages if name != "validation" else ():
+            _check_count(name, count, stage, report)
+
+
+def _check_count(name: str, count: int, stage: Stage, report: Report) -> None:
+    if count < stage.batch:
+        found = f"{count} samples of {stage.steps} steps for stage {stage.label} with batch={stage.batch}"
+        report.error(name, found, f"at least {stage.batch} samples", f"Give more data, or batch={count}", kind=TimeError)
+    elif (times := stage.updates * stage.batch / count) > 1000:
+        report.warn(name, f"{count} samples, and stage {stage.label} sees each of them {times:.0f} times")
 
 
 def _check_caches(config: TrainConfig, network: ScaleMixerConfig, report: Report) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import re
 import time as clock
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,7 +71,13 @@ class OneStage(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How an objective is trained; for the meaning of each see `config.Stage` and `config.TrainConfig`."""
+    """How an objective is trained; for the meaning of each see `config.Stage` and `config.TrainConfig`.
+
+    Attributes
+    ----------
+    watch : dict of str
+        Patterns of parameter names; the norm of their part of the gradient is recorded as ``gradient_norm_KEY``.
+    """
 
     label: str
     updates: int
@@ -87,6 +94,7 @@ class Plan:
     weight_decay: float = 0.1
     ema: float = 0.998
     precision: str = "bf16"
+    watch: Mapping[str, str] = field(default_factory=dict)
 
     def rate(self, update: int) -> float:
         """Learning rate of an update, counted from 1: linear warm-up, then cosine from peak to floor."""
@@ -144,7 +152,8 @@ def fit(
     -------
     list of dict
         One record per validation: update, mean training loss since the last one, validation loss and its parts, largest
-        gradient norm before clipping, learning rate, share of the time spent waiting for data, minutes.
+        gradient norm before clipping, mean norms of the watched parts, learning rate, share of the time spent waiting for
+        data, minutes.
 
     Raises
     ------
@@ -207,6 +216,8 @@ class _Progress:
         Smallest validation loss.
     losses, norms : list of float
         Training losses and gradient norms since the last validation.
+    watched : dict of list
+        Gradient norms of the watched parameters since then.
     seconds : float
         Spent in processes that were stopped.
     history : list of dict
@@ -219,6 +230,7 @@ class _Progress:
     lowest: float = math.inf
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    watched: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -229,9 +241,10 @@ class _Progress:
         if improved:
             self.lowest, self.best = losses["validation"], self.update
         trained = {"train": float(np.mean(self.losses)), "gradient_norm": max(self.norms)} if self.losses else {}
-        record = {"update": self.update, **trained, **losses, **extra}
+        watched = {f"gradient_norm_{name}": float(np.mean(norms)) for name, norms in self.watched.items()}
+        record = {"update": self.update, **trained, **watched, **losses, **extra}
         self.history.append({name: float(f"{value:.6g}") for name, value in record.items()})
-        self.losses, self.norms = [], []
+        self.losses, self.norms, self.watched = [], [], {}
         return improved
 
 
@@ -264,6 +277,8 @@ class _Run:
         wanted = {id(parameter) for parameter in self.worker.trainable()}  # sharding has replaced them
         self.trained = {name: p for name, p in self.worker.named_parameters() if id(p) in wanted}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=plan.peak, betas=plan.betas, weight_decay=plan.weight_decay)
+        matching = lambda pattern: [p for name, p in self.trained.items() if re.search(pattern, name)]
+        self.watched = {name: found for name, pattern in plan.watch.items() if (found := matching(pattern))}
         self.average = MovingAverage(self.trained, plan.ema)
         self.progress = _Progress()
         self.best: dict[str, Tensor] = {}
@@ -329,6 +344,9 @@ class _Run:
             report[0] += value.detach().double() * (size / plan.batch)
         loss, due = self.ranks.total(report).tolist()
         self._require_finite("training loss", loss)
+        for name, some in self.watched.items():
+            part = nn.utils.get_total_norm([p.grad for p in some if p.grad is not None])
+            self.progress.watched.setdefault(name, []).append(float(whole(part)))
         norm = float(whole(nn.utils.clip_grad_norm_(self.trained.values(), plan.clip)))
         self._require_finite("norm of the gradient", norm)
         self.optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,7 +18,7 @@ from xscalemixer.training.config import Stage
 from xscalemixer.training.data import TrainingData
 from xscalemixer.variables import Schema
 
-__all__ = ["ColdStartObjective", "CoupledObjective", "GlobalObjective", "channel_weights", "row_weights"]
+__all__ = ["ColdStartObjective", "CoupledObjective", "GlobalObjective", "channel_weights", "relative_entropy", "row_weights"]
 
 Losses = tuple[Tensor, dict[str, Tensor]]  # what is minimized, shape (), and parts to look at, detached
 
@@ -67,7 +68,8 @@ class GlobalObjective(_NetworkObjective):
 class CoupledObjective(_NetworkObjective):
     """Eq. 15, over one or more steps; with eq. 14 for the global branch in roll-outs.
 
-    Parts: mean absolute error of each regional variable, normalized.
+    Parts: mean absolute error of each regional variable, normalized; of learned keys the entropy of their distribution,
+    relative to the uniform one (1: no choice yet, 0: all on one token).
     """
 
     network: CoupledModel
@@ -90,7 +92,7 @@ class CoupledObjective(_NetworkObjective):
         """Of a batch of `samples.Windows`, or of `towers.WithTower`."""
         batch = self.shift(batch) if self.training and self.shift else batch
         outer, inner = batch["outer"][:, 0], batch["inner"][:, :HOURS]
-        steps, value, predicted = batch["calendar"].shape[1], outer.new_zeros(()), []
+        steps, value, predicted, entropies = batch["calendar"].shape[1], outer.new_zeros(()), [], []
         for i in range(steps):
             forcing = batch["outer_forcing"][:, i], batch["inner_forcing"][:, i]
             tower = Tower(batch["tower_tokens"][:, i], batch["tower_state"][:, i]) if "tower_state" in batch else None
@@ -101,10 +103,19 @@ class CoupledObjective(_NetworkObjective):
             if self.error is not None:
                 value = value + self.error(outer, batch["outer"][:, i + 1]) / steps
             predicted.append(inner.detach())
+            entropies += [relative_entropy(keys.scores.detach()) for keys in result.keys]
             if self.detach:
                 outer, inner = outer.detach(), inner.detach()
         error = (torch.cat(predicted, 1) - batch["inner"][:, HOURS:]).abs().mean((0, 1, 3, 4))
-        return value, dict(zip(self.channels, error, strict=True))
+        parts = dict(zip(self.channels, error, strict=True))
+        if entropies and self.network.config.sampler.mode == "adaptive":
+            parts["key_entropy"] = torch.stack(entropies).mean()
+        return value, parts
+
+
+def relative_entropy(scores: Tensor) -> Tensor:
+    """Entropy of distributions over tokens by that of the uniform one, mean over the batch: (B, N) -> ()."""
+    return -torch.xlogy(scores, scores).sum(-1).mean() / math.log(scores.shape[-1])
 
 
 class ColdStartObjective(_NetworkObjective):

@@ -139,8 +139,9 @@ class _Protocol:
                 for name in ("warmup", "clip", "betas", "weight_decay", "ema", "check_every", "precision")
             },
             seed=seed_of(config.seed, number),
+            watch={"score_network": r"\.sampler\.(convolutions|score)\."},
         )
-        sets: list[Any] = [samples(periods) for periods in (config.train, config.validation)]
+        sets: list[Any] = [samples(periods) for periods in (stage.periods or config.train, config.validation)]
         if stage.cache:
             sets = self._with_towers(number, model, sets)
         return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.workers)
@@ -214,7 +215,6 @@ def _objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[
     """What a stage trains, and the function that makes its samples from periods."""
     if stage.kind == "cold_start":
         return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
-    samples = lambda periods: data.windows(model.calendar, periods, stage.steps)
     if stage.kind == "global":
-        return GlobalObjective(model.network.outer, data, stage), samples
-    return CoupledObjective(model.network, data, stage), samples
+        return GlobalObjective(model.network.outer, data, stage), data.pairs
+    return CoupledObjective(model.network, data, stage), lambda periods: data.windows(model.calendar, periods, stage.steps)
