@@ -382,3 +382,11 @@ def test_global_loss_is_the_weighted_mean():
 
 def test_random_seed_gives_the_same_model():
     assert torch.equal(build(seed=3)(**inputs()).inner, build(seed=3)(**inputs()).inner)
+
+
+def test_attention_for_gradients_equals_the_fused_one():
+    torch.manual_seed(0)
+    attention, queries, context = Attention(16, 2, extra=2), torch.randn(2, 5, 18), torch.randn(2, 7, 16)
+    with torch.no_grad():
+        fused = attention(queries, context)
+    torch.testing.assert_close(attention(queries, context), fused)

@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("xscalemixer").setLevel(logging.INFO if _is_first() else logging.ERROR)
-    logging.getLogger("pint").setLevel(logging.ERROR)  # it tells of every unit that CF defines anew
     try:
         return options.run(options)
     except xsm.InputError as error:

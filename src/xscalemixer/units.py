@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import logging
+from functools import cache, lru_cache
 from tokenize import TokenError
 
 __all__ = ["Conversion", "UnitsError", "conversion", "is_pressure"]
@@ -80,8 +81,8 @@ def conversion(units: str, target: str) -> Conversion:
     """
     import numpy as np
     import pint
-    from cf_xarray.units import units as registry
 
+    registry = _registry()
     text = _ALIASES.get(units.strip().lower(), units.strip())
     scale = 1.0
     if _is_number(text):
@@ -95,6 +96,19 @@ def conversion(units: str, target: str) -> Conversion:
     except pint.DimensionalityError as error:
         raise UnitsError(f"{units!r} does not measure what {target!r} does") from error
     return float(f"{scale * (one - zero):.12g}"), float(f"{zero:.12g}")
+
+
+@cache
+def _registry():
+    """Units of CF. While they are made, pint keeps to itself that it knew some of them by another definition."""
+    log = logging.getLogger("pint")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        from cf_xarray.units import units
+    finally:
+        log.setLevel(level)
+    return units
 
 
 def is_pressure(units: str) -> bool:

@@ -246,7 +246,7 @@ class ScaleMixerConfig:
             {**_globe(5.625), "channels": 60, "patch": 2, "depth": 8, "head_widths": (128,), "head_strides": (2,)},
             {**_box(67.5, 56.25, 1.125, (60, 95)), "patch": 5, "depth": 4, "head_widths": (64,), "head_strides": (5,)},
         )
-        settings = {"width": 128, "heads": 4, "sampler": SamplerConfig(keys=32), "detail": 24, "sunlit_channel": 6}
+        settings = {"width": 128, "heads": 2, "sampler": SamplerConfig(keys=32), "detail": 24, "sunlit_channel": 6}
         return cls(**{**branches, **settings, **changes})
 
     @classmethod
