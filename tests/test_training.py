@@ -27,11 +27,12 @@ SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_schema():
-    """The made-up world has two levels."""
+    """The made-up world has two levels, and few times."""
     from worlds import OUTER as WORLD
 
     patch = pytest.MonkeyPatch()
     patch.setattr(data, "OUTER", WORLD)
+    patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
     yield
     patch.undo()
 
@@ -213,7 +214,7 @@ def test_nan_in_the_data_is_named(tree):
     regional["t2m"][30, 3, 3] = np.nan
     broken["regional"] = xr.DataTree(regional)
     with pytest.raises(InputError, match="t2m"):
-        xsm.train(config(), broken)
+        xsm.train(config(), broken, skip=0)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +252,12 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
         (lambda tree: tree["global"].to_dataset(), "a Dataset. Needed: a DataTree.*xr.DataTree.from_dict"),
         (lambda tree: changed(tree, "regional", box(HOURS).drop_vars("orog")), r"/regional: no orog.*ds.assign\(orog="),
         (
-            lambda tree: changed(tree, "global", globe(HOURS, LAT, LON)),
-            "/global: time: every 1 h. Needed: every 6 h.*hour % 6 == 0",
+            lambda tree: changed(tree, "global", globe(HOURS[:4] - np.arange(3, -1, -1) * HOUR / 2, LAT, LON)),
+            r"/global: time: every 1.5 h. Needed: every 1, 2, 3 or 6 h. Get data that are",
+        ),
+        (
+            lambda tree: changed(tree, "global", globe(START + np.arange(6) * HOUR // 2, LAT, LON)),
+            "/global: time: every 0.5 h. Needed: every 1, 2, 3 or 6 h.*dt.minute == 0",
         ),
         (lambda tree: changed(tree, "regional", box(HOURS[::3])), "/regional: time: every 3 h. Needed: every 1 h"),
         (
@@ -260,7 +265,7 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
             r"/regional: \d+ % of the regional grid .* outside",
         ),
     ],
-    ids=["Dataset", "no orography", "hourly driver", "three-hourly region", "region outside"],
+    ids=["Dataset", "no orography", "driver out of step", "half-hourly driver", "three-hourly region", "region outside"],
 )
 def test_data_that_do_not_fit(tree, spoil, message):
     with pytest.raises(InputError, match=f"(?s){message}"):

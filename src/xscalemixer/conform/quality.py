@@ -62,9 +62,10 @@ def check(
     by_time = _summarize(fields)
     gaps = _gaps_below_ground(fields, by_time)
     bad = {} if skip is None else _bad_times(fields, by_time, gaps, source)
-    good = _good_times(bad, fields, skip, report) if bad else slice(None)
-    times = {name: good if "time" in array.dims else slice(None) for name, array in fields.items()}
-    fields = {name: array.isel(time=times[name], missing_dims="ignore") for name, array in fields.items()}
+    good = _good_times(bad, fields, skip, report) if bad else None
+    times = {name: slice(None) if good is None or "time" not in array.dims else good for name, array in fields.items()}
+    if good is not None:
+        fields = {name: _only(array, good) if "time" in array.dims else array for name, array in fields.items()}
     summaries = {name: summary.of(times[name]) for name, summary in by_time.items()}
     below = {name: tuple(int(count[times[name]].sum()) for count in counts) for name, counts in gaps.items()}
     checked = {}
@@ -125,12 +126,12 @@ def _bad_times(fields, by_time: Mapping[str, _Summary], gaps, source: Source) ->
     return found
 
 
-def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Report) -> np.ndarray | slice:
-    """Which times to go on with: all of them if too many are bad."""
+def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Report) -> np.ndarray | None:
+    """Where values are good, shape (T,); None if too many are bad to leave them out."""
     time, spoiled = fields[next(iter(bad))]["time"].values, np.logical_or.reduce(list(bad.values()))
     count = int(spoiled.sum())
     if count == time.size:  # what is wrong with all of them is told by variable
-        return slice(None)
+        return None
     first = [str(each)[:16] for each in time[spoiled][:20]]
     found = f"bad values ({', '.join(bad)}) at {count} of {time.size} times: {', '.join(first)}{', ...' if count > 20 else ''}"
     if count <= (max(1, skip * time.size) if skip else 0):
@@ -140,7 +141,14 @@ def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Repo
     share = np.ceil(1000 * count / time.size) / 1000
     fix = f"Mend them, leave them out (ds = ds.drop_sel(time={first[:3]})), or let them be left out: skip={share:g}"
     report.error("time", found, needed, fix)
-    return slice(None)
+    return None
+
+
+def _only(array: xr.DataArray, good: np.ndarray) -> xr.DataArray:
+    """Some times of an array, run by run: chosen one by one they would move from one chunk to the next."""
+    runs = np.flatnonzero(np.diff(good, prepend=False, append=False)).reshape(-1, 2).tolist()
+    parts = [array.isel(time=slice(start, end)) for start, end in runs]
+    return xr.concat(parts, "time", coords="minimal", compat="override", join="override")
 
 
 def _check_infinite(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> None:
