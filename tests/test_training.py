@@ -243,6 +243,7 @@ def changed(tree, group, change):
     return xr.DataTree.from_dict({f"/{name}": tree[name].to_dataset() for name in tree.children} | {f"/{group}": change})
 
 
+MINUTES = {number: np.timedelta64(number, "m") for number in (30, 90)}
 LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
 
 
@@ -252,11 +253,11 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
         (lambda tree: tree["global"].to_dataset(), "a Dataset. Needed: a DataTree.*xr.DataTree.from_dict"),
         (lambda tree: changed(tree, "regional", box(HOURS).drop_vars("orog")), r"/regional: no orog.*ds.assign\(orog="),
         (
-            lambda tree: changed(tree, "global", globe(HOURS[:4] - np.arange(3, -1, -1) * HOUR / 2, LAT, LON)),
+            lambda tree: changed(tree, "global", globe(START + np.arange(4) * MINUTES[90], LAT, LON)),
             r"/global: time: every 1.5 h. Needed: every 1, 2, 3 or 6 h. Get data that are",
         ),
         (
-            lambda tree: changed(tree, "global", globe(START + np.arange(6) * HOUR // 2, LAT, LON)),
+            lambda tree: changed(tree, "global", globe(START + np.arange(6) * MINUTES[30], LAT, LON)),
             "/global: time: every 0.5 h. Needed: every 1, 2, 3 or 6 h.*dt.minute == 0",
         ),
         (lambda tree: changed(tree, "regional", box(HOURS[::3])), "/regional: time: every 3 h. Needed: every 1 h"),

@@ -139,7 +139,9 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
     if constant:
         found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
-        raise SchemaError("nothing can be learned from a constant", [f"{found}. Look at where the data come from"])
+        raise SchemaError(
+            "nothing can be learned from a constant", [f"{found}. Look at where the data come from, or give longer periods"]
+        )
     free = [schema.channels.index(channel) for channel in zero_mean]
     std[free], mean[free] = np.hypot(std[free], mean[free]), 0.0
     rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]

@@ -139,7 +139,8 @@ def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Repo
         return ~spoiled
     needed = f"good values at {100 * (1 - skip):g} % of the times or more (skip={skip:g})"
     share = np.ceil(1000 * count / time.size) / 1000
-    fix = f"Mend them, leave them out (ds = ds.drop_sel(time={first[:3]})), or let them be left out: skip={share:g}"
+    listed = ", ".join(map(repr, first[:3])) + (", ..." if count > 3 else "")
+    fix = f"Mend them, leave them out (ds = ds.drop_sel(time=[{listed}])), or let them be left out: skip={share:g}"
     report.error("time", found, needed, fix)
     return None
 
