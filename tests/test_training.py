@@ -254,11 +254,11 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
         (lambda tree: changed(tree, "regional", box(HOURS).drop_vars("orog")), r"/regional: no orog.*ds.assign\(orog="),
         (
             lambda tree: changed(tree, "global", globe(START + np.arange(4) * MINUTES[90], LAT, LON)),
-            r"/global: time: every 1.5 h. Needed: every 1, 2, 3 or 6 h. Get data that are",
+            r"/global: time: every 1.5 h. Needed: every 1 or 2 or 3 or 6 h. Get data that are",
         ),
         (
             lambda tree: changed(tree, "global", globe(START + np.arange(6) * MINUTES[30], LAT, LON)),
-            "/global: time: every 0.5 h. Needed: every 1, 2, 3 or 6 h.*dt.minute == 0",
+            "/global: time: every 0.5 h. Needed: every 1 or 2 or 3 or 6 h.*dt.minute == 0",
         ),
         (lambda tree: changed(tree, "regional", box(HOURS[::3])), "/regional: time: every 3 h. Needed: every 1 h"),
         (

@@ -1,7 +1,6 @@
 """Settings and data of a training run: to JSON and back, lazily, and refused where they cannot work."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -230,7 +229,7 @@ def test_hourly_global_data_give_samples_at_every_hour(hourly, tmp_path):
 
 
 def test_hourly_global_data_train(hourly):
-    chosen = tuple(replace(stage, updates=1) for stage in stages(1))
+    chosen = stages(1)[2:]  # a roll-out and the cold start
     model = xsm.train(small_config(stages=chosen), hourly)
     assert all(np.isfinite(stage["validation"]) for stage in model.about["training"])
 

@@ -61,8 +61,7 @@ def check(
     fields = {name: array for name, array in fields.items() if array.size}
     by_time = _summarize(fields)
     gaps = _gaps_below_ground(fields, by_time)
-    bad = {} if skip is None else _bad_times(fields, by_time, gaps, source)
-    good = _good_times(bad, fields, skip, report) if bad else None
+    good = None if skip is None else _good_times(_bad_times(fields, by_time, gaps, source), fields, skip, report)
     times = {name: slice(None) if good is None or "time" not in array.dims else good for name, array in fields.items()}
     if good is not None:
         fields = {name: _only(array, good) if "time" in array.dims else array for name, array in fields.items()}
@@ -111,7 +110,7 @@ def _gaps_below_ground(fields, by_time: Mapping[str, _Summary]) -> dict[str, tup
             (missing & where).sum([dim for dim in missing.dims if dim != "time"]).data for where in (ground, ~ground)
         )
     (values,) = dask.compute(counts)
-    return {name: tuple(map(np.atleast_1d, parts)) for name, parts in values.items()}
+    return {name: (np.atleast_1d(inside), np.atleast_1d(outside)) for name, (inside, outside) in values.items()}
 
 
 def _bad_times(fields, by_time: Mapping[str, _Summary], gaps, source: Source) -> dict[str, np.ndarray]:
@@ -127,7 +126,9 @@ def _bad_times(fields, by_time: Mapping[str, _Summary], gaps, source: Source) ->
 
 
 def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Report) -> np.ndarray | None:
-    """Where values are good, shape (T,); None if too many are bad to leave them out."""
+    """Where values are good, shape (T,); None if all of them are, or too many are bad to leave them out."""
+    if not bad:
+        return None
     time, spoiled = fields[next(iter(bad))]["time"].values, np.logical_or.reduce(list(bad.values()))
     count = int(spoiled.sum())
     if count == time.size:  # what is wrong with all of them is told by variable

@@ -240,12 +240,8 @@ def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Re
     """The shortest step is one of these; longer ones are gaps."""
     shortest = np.diff(time).min() / HOUR if time.size > 1 else hours[-1]
     if shortest not in hours:
-        needed = " or ".join(filter(None, (", ".join(map(str, hours[:-1])), str(hours[-1]))))
-        fix = (
-            'ds = ds.sel(time=ds["time"].dt.minute == 0)'
-            if shortest < 1
-            else "Get data that are; they are not interpolated in time"
-        )
+        needed, thinned = " or ".join(map(str, hours)), 'ds = ds.sel(time=ds["time"].dt.minute == 0)'
+        fix = thinned if shortest < 1 else "Get data that are; they are not interpolated in time"
         report.error(f"{title}: time", f"every {shortest:g} h", f"every {needed} h", fix, kind=TimeError)
 
 
