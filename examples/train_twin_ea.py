@@ -54,7 +54,9 @@ def read_twin_world(folder: Path, archive: Path | None = None) -> xr.DataTree:
         early = xr.open_mfdataset(str(archive / "T63_*_coarse.nc"), drop_variables=["orog", "lsm", "tp", "tskin"])
         early = early.map(lambda field: field.assign_attrs(outer[field.name].attrs))
         early = early.assign_coords(time=early["time"] - np.timedelta64(3653, "D"), lat=outer["lat"], lon=outer["lon"])
-        outer = xr.concat([early, outer], "time", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override")
+        outer = xr.concat(
+            [early, outer], "time", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
+        )
     return xr.DataTree.from_dict({"/global": outer, "/regional": inner})
 
 

@@ -382,6 +382,32 @@ def poked(ds, name, value):
     return ds.assign({name: ds[name].copy(data=values)})
 
 
+@pytest.mark.parametrize(("name", "value"), [("t", np.nan), ("z", 1e20), ("q2m", -1.0), ("sp", np.inf)])
+@pytest.mark.parametrize("chunks", [None, {"time": 2}])
+def test_a_time_with_bad_values_is_left_out(ds, name, value, chunks):
+    canonical, report = conform(poked(ds, name, value).chunk(chunks) if chunks else poked(ds, name, value), SCHEMA, skip=0.01)
+    assert report.ok, report
+    assert f"time: bad values ({name}) at 1 of 3 times: 2024-06-03T06:00; these times are left out" in repr(report)
+    xr.testing.assert_identical(canonical.load(), good(ds.isel(time=[0, 2])))
+
+
+def test_gaps_below_the_ground_are_filled_at_the_times_that_stay(ds):
+    flat = ds.assign(sp=(ds["sp"] * 0 + 9e4).assign_attrs(ds["sp"].attrs))
+    masked = flat.assign(u=flat["u"].where(flat["level"] * 100 <= flat["sp"]).assign_attrs(flat["u"].attrs))
+    canonical = good(poked(masked, "u", np.nan), skip=0.01)
+    xr.testing.assert_identical(canonical, good(masked.isel(time=[0, 2])))
+
+
+@pytest.mark.parametrize(("skip", "count"), [(0.0, 1), (0.5, 2), (0.99, 3)])
+def test_more_bad_times_than_may_be_left_out(ds, skip, count):
+    """Where all of them are bad, the units or the variable are wrong, and no list of times helps."""
+    spoiled = ds.assign(t2m=ds["t2m"].where(ds["time"] > ds["time"][count - 1]).assign_attrs(ds["t2m"].attrs))
+    found = problems(spoiled, skip=skip)
+    assert "t2m: " in found
+    assert (f"time: bad values (t2m) at {count} of 3 times: 2024-06-03T00:00" in found) == (count < 3)
+    assert (f"skip={np.ceil(1000 * count / 3) / 1000:g}" in found) == (count < 3)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [(np.nan, "1 of 324 values are missing"), (np.inf, "1 infinite values"), (-9999.0, "an undecoded fill value"),

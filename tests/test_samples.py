@@ -69,6 +69,25 @@ def test_global_pairs_need_no_regional_hours(series):
         GlobalPairs(holed, grids[0], scale, [(START, START + 6 * HOUR)])
 
 
+@pytest.mark.parametrize(("step", "count"), [(1, 31), (2, 16), (3, 11), (6, 6)])
+def test_every_global_time_starts_a_window(series, step, count):
+    """From hour 6 to hour 36 of 48, for two steps; what begins at hour 12 is the same however fine the data are."""
+    _, inner, grids = series
+    finer = windows((Series.of(globe(START + np.arange(step, 49, step) * HOUR), OUTER), inner, grids), steps=2)
+    assert len(finer) == count
+    a, b = windows(series, steps=2)[1], finer[6 // step]
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_missing_global_hour_loses_what_begins_or_ends_there(series):
+    _, inner, grids = series
+    hourly = Series.of(globe(HOURS), OUTER)
+    holed = Series(np.delete(hourly.time, 20), np.delete(hourly.values, 20, 0))
+    starts = [[each.outer.time[i] for i, _ in each.starts] for each in (windows((s, inner, grids)) for s in (hourly, holed))]
+    gap = hourly.time[20]
+    assert set(starts[0]) - set(starts[1]) == {gap, gap - 6 * HOUR}
+
+
 def test_too_short_a_period_says_what_is_needed(series):
     with pytest.raises(TimeError, match="6 hours before and 12 hours after a global time"):
         windows(series, [(START, START + 12 * HOUR)], steps=2)

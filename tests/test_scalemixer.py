@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from xscalemixer.nn.blocks import Attention
 from xscalemixer.nn.patch import TokenGrid
 from xscalemixer.nn.scalemixer import (
     CoupledModel,
@@ -390,3 +391,13 @@ def test_attention_for_gradients_equals_the_fused_one():
     with torch.no_grad():
         fused = attention(queries, context)
     torch.testing.assert_close(attention(queries, context), fused)
+
+
+def test_changes_reach_into_the_parts_of_a_preset():
+    settings = ScaleMixerConfig.tiny(inner={"depth": 4}, sampler={"keys": 3, "mode": "fixed"}, coupling="one_way")
+    tiny = ScaleMixerConfig.tiny()
+    assert settings == replace(
+        tiny, inner=replace(tiny.inner, depth=4), sampler=replace(tiny.sampler, keys=3, mode="fixed"), coupling="one_way"
+    )
+    with pytest.raises(TypeError, match="widht"):
+        ScaleMixerConfig.tiny(sampler={"widht": 3})

@@ -27,11 +27,12 @@ SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_schema():
-    """The made-up world has two levels."""
+    """The made-up world has two levels, and few times."""
     from worlds import OUTER as WORLD
 
     patch = pytest.MonkeyPatch()
     patch.setattr(data, "OUTER", WORLD)
+    patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
     yield
     patch.undo()
 
@@ -213,7 +214,7 @@ def test_nan_in_the_data_is_named(tree):
     regional["t2m"][30, 3, 3] = np.nan
     broken["regional"] = xr.DataTree(regional)
     with pytest.raises(InputError, match="t2m"):
-        xsm.train(config(), broken)
+        xsm.train(config(), broken, skip=0)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,7 @@ def changed(tree, group, change):
     return xr.DataTree.from_dict({f"/{name}": tree[name].to_dataset() for name in tree.children} | {f"/{group}": change})
 
 
+MINUTES = {number: np.timedelta64(number, "m") for number in (30, 90)}
 LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
 
 
@@ -251,8 +253,12 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
         (lambda tree: tree["global"].to_dataset(), "a Dataset. Needed: a DataTree.*xr.DataTree.from_dict"),
         (lambda tree: changed(tree, "regional", box(HOURS).drop_vars("orog")), r"/regional: no orog.*ds.assign\(orog="),
         (
-            lambda tree: changed(tree, "global", globe(HOURS, LAT, LON)),
-            "/global: time: every 1 h. Needed: every 6 h.*hour % 6 == 0",
+            lambda tree: changed(tree, "global", globe(START + np.arange(4) * MINUTES[90], LAT, LON)),
+            r"/global: time: every 1.5 h. Needed: every 1 or 2 or 3 or 6 h. Get data that are",
+        ),
+        (
+            lambda tree: changed(tree, "global", globe(START + np.arange(6) * MINUTES[30], LAT, LON)),
+            "/global: time: every 0.5 h. Needed: every 1 or 2 or 3 or 6 h.*dt.minute == 0",
         ),
         (lambda tree: changed(tree, "regional", box(HOURS[::3])), "/regional: time: every 3 h. Needed: every 1 h"),
         (
@@ -260,7 +266,7 @@ LAT, LON = (np.array(axis) for axis in (SMALL.latitude, SMALL.longitude))
             r"/regional: \d+ % of the regional grid .* outside",
         ),
     ],
-    ids=["Dataset", "no orography", "hourly driver", "three-hourly region", "region outside"],
+    ids=["Dataset", "no orography", "driver out of step", "half-hourly driver", "three-hourly region", "region outside"],
 )
 def test_data_that_do_not_fit(tree, spoil, message):
     with pytest.raises(InputError, match=f"(?s){message}"):

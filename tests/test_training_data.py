@@ -17,16 +17,19 @@ from xscalemixer.samples import LazyFields, Series, survey
 from xscalemixer.state import fields_of
 from xscalemixer.training import data
 from xscalemixer.training.data import TrainingData
+from xscalemixer.training.towers import WithTower
 from xscalemixer.variables import REGIONAL
 
 ONE = stages(2)[1:2]
+MIN_SAMPLES = xsm.train.__kwdefaults__["min_samples"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_schema():
-    """The made-up world has two levels."""
+    """The made-up world has two levels, and few times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "OUTER", OUTER)
+        patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
         yield
 
 
@@ -130,10 +133,67 @@ def spoil(value, *times):
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e20])
 def test_corrupt_samples_are_named_by_time(tree, value):
     message = (
-        r"(?s)bad values at 2 of 72 times: 2020-06-02T19:00, 2020-06-03T20:00\. .*ds.drop_sel\(time=.*no sample crosses a gap"
+        r"(?s)/regional: time: bad values \(t2m\) at 2 of 72 times: 2020-06-02T19:00, 2020-06-03T20:00\. "
+        r"Needed: good values at 99 % .*ds.drop_sel\(time=.*skip=0.028"
     )
     with pytest.raises(InputError, match=message):
         xsm.train(small_config(stages=ONE), changed(tree, "regional", "t2m", spoil(value, 30, 55)))
+
+
+@pytest.mark.parametrize(("group", "number"), [("regional", 30), ("global", 4)])
+@pytest.mark.parametrize("value", [np.nan, 1e20])
+def test_one_corrupt_time_is_left_out(tree, caplog, group, number, value):
+    """Samples, statistics and hashes are those of the data without it."""
+    time = tree[group]["time"].values[number]
+    others = {f"/{g}": tree[g].to_dataset() for g in tree.children} | {f"/{group}": tree[group].to_dataset().drop_sel(time=time)}
+    spoiled = TrainingData.of(small_config(stages=ONE), changed(tree, group, "t2m", spoil(value, number)))
+    without = TrainingData.of(small_config(stages=ONE), xr.DataTree.from_dict(others))
+    assert f"/{group}: time: bad values (t2m) at 1 of {tree[group].sizes['time']} times: {str(time)[:16]}" in caplog.text
+    assert spoiled.digests == without.digests
+    assert np.isfinite([list(stats) for stats in spoiled.outer.stats.arrays(OUTER)]).all()
+    a, b = (each.windows(("hour",), PERIODS["train"], 1) for each in (spoiled, without))
+    assert a.starts == b.starts and all(torch.equal(a[3][name], b[3][name]) for name in b[3])
+
+
+def test_more_corrupt_times_may_be_left_out(tree):
+    spoiled = changed(tree, "regional", "t2m", spoil(np.nan, 30, 55))
+    assert TrainingData.of(small_config(stages=ONE), spoiled, skip=0.028).series["inner"].time.size == 70
+
+
+@pytest.mark.parametrize("skip", [-0.1, 1.0, np.nan])
+def test_skip_is_a_share(tree, skip):
+    with pytest.raises(InputError, match=f"skip: {skip}. Needed: a share"):
+        xsm.train(small_config(stages=ONE), tree, skip=skip)
+
+
+def test_no_corrupt_time_is_left_out_if_none_may_be(tree):
+    with pytest.raises(InputError, match=r"bad values \(t2m\) at 1 of 72 times.*Needed: good values at 100 %"):
+        xsm.train(small_config(stages=ONE), changed(tree, "regional", "t2m", spoil(np.nan, 30)), skip=0)
+
+
+def test_corrupt_static_fields_are_refused(tree):
+    with pytest.raises(SchemaError, match="/regional: orog: 40 of 2400 values are missing"):
+        xsm.train(
+            small_config(stages=ONE),
+            changed(tree, "regional", "orog", lambda values: np.where(np.arange(60) == 7, np.nan, values)),
+        )
+
+
+def test_lazy_data_are_read_twice_and_no_more(tree):
+    """Once to check them, once for statistics; with a corrupt time too."""
+    read = []
+    spoiled = changed(tree, "regional", "t2m", spoil(np.nan, 30)).chunk(time=6)
+    counted = {
+        f"/{name}": spoiled[name]
+        .to_dataset()
+        .map(lambda array: array.copy(data=array.data.map_blocks(lambda x: read.append(1) or x, meta=np.empty(0, "f4"))))
+        for name in spoiled.children
+    }
+    blocks = sum(array.data.npartitions for ds in counted.values() for array in ds.data_vars.values())
+    read.clear()
+    world = TrainingData.of(small_config(stages=ONE), xr.DataTree.from_dict(counted), memory=0.0)
+    assert isinstance(world.series["inner"].values, LazyFields) and world.series["inner"].time.size == 71
+    assert len(read) == 2 * blocks
 
 
 def test_data_without_the_corrupt_times_train(tree):
@@ -145,16 +205,49 @@ def test_data_without_the_corrupt_times_train(tree):
     assert len(holed) == len(whole) - 2  # the windows that end or begin around it
 
 
-def test_constant_variables_are_refused(tree):
-    flat = changed(tree, "regional", "tcc", np.zeros_like)
-    with pytest.raises(SchemaError, match="tcc: the same value everywhere in the training periods"):
+@pytest.mark.parametrize(("group", "name"), [("regional", "tcc"), ("global", "q2m")])
+def test_constant_variables_are_refused(tree, group, name):
+    flat = changed(tree, group, name, lambda values: np.full_like(values, 0.01))
+    with pytest.raises(SchemaError, match=f" {name}: the same value everywhere in the training periods.*give longer periods"):
         xsm.train(small_config(stages=ONE), flat)
 
 
 def test_three_days_are_not_enough_for_a_usual_batch(tree):
     stage = xsm.Stage(kind="regional", updates=10, batch=8)
-    with pytest.raises(TimeError, match="train: 7 samples of 1 steps .* batch=8. Needed: at least 8 samples"):
+    with pytest.raises(TimeError, match="train: 7 samples of 6 hours .* batch=8. Needed: at least 8 samples.*, or batch=7"):
         xsm.train(small_config(stages=(stage,)), tree)
+
+
+def test_three_days_are_not_enough_to_train_from_scratch(tree):
+    """Forty samples are needed, and 33 more come from 8.25 days."""
+    message = "train: 7 samples of 6 hours for stage regional with batch=4. Needed: at least 40 samples. Give 9 more days of data"
+    with pytest.raises(TimeError, match=message) as caught:
+        xsm.train(small_config(stages=ONE), tree, min_samples=MIN_SAMPLES)
+    assert "or batch=" not in str(caught.value)
+    assert TrainingData.of(small_config(stages=ONE), tree, min_samples=7)
+
+
+# --- global data every hour
+
+
+@pytest.fixture(scope="module")
+def hourly():
+    return small_tree(1)
+
+
+def test_hourly_global_data_give_samples_at_every_hour(hourly, tmp_path):
+    """Two days less the six hours before and after: 48 - 11; each has a cached global network of its own."""
+    world = TrainingData.of(small_config(stages=ONE), hourly, min_samples=37)
+    windows = world.windows(("hour",), PERIODS["train"], 1)
+    assert len(windows) == 37
+    towers = WithTower(windows, tmp_path)
+    assert len({towers.file(item) for item in range(37)}) == 37
+
+
+def test_hourly_global_data_train(hourly):
+    chosen = stages(1)[2:]  # a roll-out and the cold start
+    model = xsm.train(small_config(stages=chosen), hourly)
+    assert all(np.isfinite(stage["validation"]) for stage in model.about["training"])
 
 
 def test_few_samples_seen_very_often_are_told(tree, caplog):
@@ -201,6 +294,15 @@ def test_chunks_that_are_far_too_long_are_told(tree):
         report = Report("data")
         data._warn_of_chunks("inner", series, small_config(stages=ONE), report)
         assert ("of which a sample needs 12; reading will be slow" in str(report.assumptions)) == told
+
+
+def test_scattered_times_of_lazy_fields(store, monkeypatch):
+    """Only chunks with one of the times are read."""
+    lazy = LazyFields(xr.open_zarr(store, group="regional", chunks={}), REGIONAL)
+    read, original = [], lazy._read
+    monkeypatch.setattr(lazy, "_read", lambda number: read.append(number) or original(number))
+    np.testing.assert_array_equal(lazy[np.array([3, 9, 27])], lazy[0:72][[3, 9, 27]])
+    assert read[:3] == [0, 1, 5]
 
 
 def test_statistics_of_blocks_are_those_of_the_whole(monkeypatch):

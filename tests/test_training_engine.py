@@ -147,6 +147,27 @@ def test_exploding_gradients_are_clipped_and_told(caplog):
     assert "line: gradients with norms up to" in caplog.text and "were clipped to 0.0001; lower peak=0.05" in caplog.text
 
 
+@pytest.mark.parametrize("what", ["training loss", "norm of the gradient"])
+def test_nan_stops_and_the_checkpoint_before_goes_on(tmp_path, monkeypatch, what):
+    *_, losses = run(tmp_path / "whole")
+    original = Line.loss
+
+    def spoiled(self, batch):
+        value, parts = original(self, batch)
+        zero = torch.zeros((), requires_grad=True) * self.network[0].bias.sum() * 0
+        bad = torch.nan if what == "training loss" else zero.sqrt()  # 0, with a gradient of 0 / 0
+        return (value + bad if self.training and self.steps == 7 else value), parts
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Line, "loss", spoiled)
+        with pytest.raises(
+            InputError, match=f"(?s)stage line stopped.*the {what} is nan at update 8 of 12.*Try: lower peak=0.05"
+        ):
+            run(tmp_path / "cut")
+    assert Checkpoints(tmp_path / "cut" / "line", {}).latest() == 5
+    assert run(tmp_path / "cut")[2] == losses
+
+
 def test_waiting_for_data_is_measured(tmp_path):
     class Slow(list):
         def __getitem__(self, item):
@@ -359,7 +380,8 @@ def distributed(tmp_path_factory):
     subprocess.run(launch(folder, "--distributed", processes=2), env=environment(), check=True, capture_output=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "OUTER", train_tiny.OUTER)
-        xsm.train(train_tiny.small_config(stages=train_tiny.stages(2)), train_tiny.small_tree(), folder=folder / "one")
+        config, tree = train_tiny.small_config(stages=train_tiny.stages(2)), train_tiny.small_tree()
+        xsm.train(config, tree, folder=folder / "one", min_samples=1)
     return folder
 
 

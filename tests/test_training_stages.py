@@ -18,9 +18,10 @@ from xscalemixer.training.objectives import CoupledObjective, GlobalObjective
 
 @pytest.fixture(scope="module", autouse=True)
 def narrow_schema():
-    """The made-up world has two levels."""
+    """The made-up world has two levels, and few times."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "OUTER", OUTER)
+        patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
         yield
 
 

@@ -15,10 +15,13 @@ SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
 
 
-def small_tree() -> xr.DataTree:
-    """Three days of both branches; the driver has two levels only, so `data.OUTER` must be that of `worlds`."""
+def small_tree(step: int = 6) -> xr.DataTree:
+    """Three days of both branches, the global one every ``step`` hours.
+
+    It has two levels only, so `data.OUTER` must be that of `worlds`.
+    """
     hours = START + np.arange(1, 73) * HOUR
-    outer = globe(hours[5::6], np.array(SMALL.latitude), np.array(SMALL.longitude))
+    outer = globe(hours[step - 1 :: step], np.array(SMALL.latitude), np.array(SMALL.longitude))
     return xr.DataTree.from_dict({"/global": outer, "/regional": box(hours)})
 
 
@@ -51,7 +54,7 @@ if __name__ == "__main__":
     parser.add_argument("--save-updates", type=int, default=200)
     options = parser.parse_args()
     data.OUTER = OUTER
-    config, settings = small_config(stages=stages(options.updates)), {"save_updates": options.save_updates}
+    config, settings = small_config(stages=stages(options.updates)), {"save_updates": options.save_updates, "min_samples": 1}
     if not options.distributed:
         xsm.train(config, small_tree(), folder=options.folder, **settings)
     else:

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_training(commands: Any) -> None:
     train = commands.add_parser("train", help="train a model from scratch; torchrun -m xscalemixer train ... for many devices")
     train.add_argument("config", type=Path, help='JSON of a TrainConfig, and "data" if no option names them')
-    train.add_argument("--global", dest="outer", nargs="+", metavar="FILE", help="six-hourly driver: files or patterns")
+    train.add_argument(
+        "--global", dest="outer", nargs="+", metavar="FILE", help="driver, every 1, 2, 3 or 6 hours: files or patterns"
+    )
     train.add_argument("--regional", nargs="+", metavar="FILE", help="hourly analyses of the region: files or patterns")
     train.add_argument("--data", metavar="TREE", help="both in one Zarr store, groups /global and /regional")
     train.add_argument("--output", type=Path, help="model folder to write; default: the name in the config")
@@ -74,6 +76,7 @@ def _add_training(commands: Any) -> None:
     train.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA devices if there are any")
     train.add_argument("--sharded", action="store_true", help="spread the parameters over the processes of torchrun (FSDP2)")
     train.add_argument("--memory", type=float, default=4.0, help="GiB of fields to hold in memory (4)")
+    train.add_argument("--skip", type=float, default=0.01, help="share of the times that may be left out for bad values (0.01)")
     train.add_argument("--workers", type=int, default=2, help="threads that read samples (2)")
     train.set_defaults(run=_train)
 
@@ -137,6 +140,7 @@ def _train(options: argparse.Namespace) -> int:
         device=options.device,
         sharded=options.sharded,
         memory=options.memory,
+        skip=options.skip,
         workers=options.workers,
     )
     if _is_first():

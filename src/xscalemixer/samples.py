@@ -33,8 +33,8 @@ class Fields(Protocol):
     def shape(self) -> tuple[int, ...]:
         """(T, C, H, W)."""
 
-    def __getitem__(self, times: slice) -> np.ndarray:
-        """Values at some consecutive times, float32."""
+    def __getitem__(self, times: slice | np.ndarray) -> np.ndarray:
+        """Values at some times, by their numbers in ascending order; float32."""
 
 
 class LazyFields:
@@ -54,13 +54,12 @@ class LazyFields:
         self.chunk = int(max(self._array.chunksizes["time"]))  # times that are read at once
         self._read = lru_cache(max(2, _KEPT // (self.chunk * per_time)))(self._chunk)
 
-    def __getitem__(self, times: slice) -> np.ndarray:
-        """Values at some consecutive times, float32."""
-        first, last, _ = times.indices(self.shape[0])
-        begin, end = np.searchsorted(self._ends, (first, last - 1), side="right")
-        offset = self._bounds(begin)[0]
-        values = [self._read(int(number)) for number in range(begin, end + 1)]
-        return (values[0] if len(values) == 1 else np.concatenate(values))[first - offset : last - offset]
+    def __getitem__(self, times: slice | np.ndarray) -> np.ndarray:
+        """Values at some times, by their numbers in ascending order; float32."""
+        places = np.arange(self.shape[0])[times]
+        chunks = np.searchsorted(self._ends, places, side="right")
+        values = [self._read(number)[places[chunks == number] - self._bounds(number)[0]] for number in np.unique(chunks).tolist()]
+        return values[0] if len(values) == 1 else np.concatenate(values)
 
     def _bounds(self, number: int) -> tuple[int, int]:
         return (int(self._ends[number - 1]) if number else 0), int(self._ends[number])
@@ -140,7 +139,9 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
     if constant:
         found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
-        raise SchemaError("nothing can be learned from a constant", [f"{found}. Look at where the data come from"])
+        raise SchemaError(
+            "nothing can be learned from a constant", [f"{found}. Look at where the data come from, or give longer periods"]
+        )
     free = [schema.channels.index(channel) for channel in zero_mean]
     std[free], mean[free] = np.hypot(std[free], mean[free]), 0.0
     rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]
@@ -162,7 +163,8 @@ def _moments(values: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
 class Windows(Dataset):
     """Samples of ``steps`` consecutive six-hour steps, all inside one period; threads may share it.
 
-    A sample is a dict of tensors, normalized except where noted:
+    A sample starts at any global time from which global fields every six hours and regional fields every hour are there: with
+    hourly global data at any hour. It is a dict of tensors, normalized except where noted:
 
     - ``outer`` (steps + 1, C_g, H, W): global states at t, t+6, ...
     - ``inner`` (6 (steps + 1), C_r, h, w): regional hours t-5 .. t+6 steps
@@ -197,6 +199,8 @@ class Windows(Dataset):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
         self.scales = [tuple(np.asarray(part, "f4")[:, None, None] for part in scale) for scale in scales]
         self.starts = window_starts(outer.time, inner.time, periods, steps)
+        first = outer.time[[i for i, _ in self.starts]]
+        self._states = np.searchsorted(outer.time, _every_six_hours(first, steps))  # (N, steps + 1)
         lat, lon = np.array(grids[1].latitude)[:, None], np.array(grids[1].longitude)[None, :]
         scale = np.float32(sunlit_scale)
         self._inner_sun = _kept(lambda j: hourly_insolation(inner.time[j], lat, lon)[0] / scale, (lat.size, lon.size))
@@ -206,15 +210,15 @@ class Windows(Dataset):
         return len(self.starts)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        i, j = self.starts[item]
+        states, j = self._states[item], self.starts[item][1]
         hours = range(j - HOURS + 1, j + HOURS * self.steps + 1)
         sun = torch.from_numpy(np.stack([self._inner_sun(hour) for hour in hours]))
         return {
-            "outer": _normalized(self.outer, slice(i, i + self.steps + 1), *self.scales[0]),
+            "outer": _normalized(self.outer, states, *self.scales[0]),
             "inner": _normalized(self.inner, slice(hours.start, hours.stop), *self.scales[1]),
-            "outer_forcing": torch.stack([self._outer_sun(i + step) for step in range(self.steps)]),
+            "outer_forcing": torch.stack([self._outer_sun(int(i)) for i in states[:-1]]),
             "inner_forcing": sun.unfold(0, 2 * HOURS, HOURS).movedim(-1, 1).contiguous(),
-            "calendar": calendar_features(self.outer.time[i : i + self.steps], self.calendar),
+            "calendar": calendar_features(self.outer.time[states[:-1]], self.calendar),
         }
 
 
@@ -240,16 +244,15 @@ class GlobalPairs(Dataset):
     def __init__(self, outer: Series, grid: Grid, scale, periods):
         self.outer = outer
         self.scale = tuple(np.asarray(part, "f4")[:, None, None] for part in scale)
-        self.starts = pair_starts(outer.time, periods)
+        self.pairs = pair_starts(outer.time, periods)
         self._sun = _kept(lambda i: outer_insolation(outer.time[i], grid)[0], (2, *grid.shape))
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.pairs)
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        i, ahead = self.starts[item]
-        states = [_normalized(self.outer, slice(j, j + 1), *self.scale) for j in (i, ahead)]
-        return {"outer": torch.cat(states), "outer_forcing": self._sun(i)[None]}
+        pair = self.pairs[item]
+        return {"outer": _normalized(self.outer, pair, *self.scale), "outer_forcing": self._sun(int(pair[0]))[None]}
 
 
 def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
@@ -257,26 +260,26 @@ def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[i
     return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
 
 
-def _normalized(series: Series, times: slice, mean: np.ndarray, std: np.ndarray) -> Tensor:
+def _normalized(series: Series, times: slice | np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
     return torch.from_numpy((series.values[times] - mean) / std)
 
 
-def pair_starts(time: np.ndarray, periods: Iterable[tuple]) -> list[tuple[int, int]]:
-    """Indices of the times in one of the periods (start exclusive) for which the state six hours later is in it too.
+def pair_starts(time: np.ndarray, periods: Iterable[tuple]) -> np.ndarray:
+    """Indices of the times in one of the periods (start exclusive) and of those six hours later in it, shape (N, 2).
 
     Raises
     ------
     TimeError
         If there is none.
     """
-    ahead = np.minimum(np.searchsorted(time, time + HOURS * HOUR), time.size - 1)
-    there = time[ahead] == time + HOURS * HOUR
-    inside = [(time > np.datetime64(start)) & (time[ahead] <= np.datetime64(end)) for start, end in periods]
-    found = np.flatnonzero(there & np.logical_or.reduce(inside))
+    pairs = _places(time, _every_six_hours(time, 1))
+    later = time + HOURS * HOUR
+    inside = [(time > np.datetime64(start)) & (later <= np.datetime64(end)) for start, end in periods]
+    found = pairs[(pairs >= 0).all(1) & np.logical_or.reduce(inside)]
     if not found.size:
-        needed = f"found {time.size} global times and none with another one {HOURS} h later within the {len(inside)} periods"
-        raise TimeError("there is nothing to train on", [needed])
-    return [(int(i), int(ahead[i])) for i in found]
+        problem = f"found {time.size} global times and none with another one {HOURS} h later within the {len(inside)} periods"
+        raise TimeError("there is nothing to train on", [problem])
+    return found
 
 
 def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple], steps: int) -> list[tuple[int, int]]:
@@ -285,7 +288,7 @@ def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple]
     Parameters
     ----------
     outer, inner : array of datetime64, shapes (T_g,) and (T_r,)
-        Times of the two series, ascending.
+        Times of the two series, ascending; regional ones at least an hour apart.
     periods : iterable of (start, end)
         Start exclusive, end inclusive.
     steps : int
@@ -296,7 +299,7 @@ def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple]
         If no window fits.
     """
     pairs = [(np.datetime64(start), np.datetime64(end)) for start, end in periods]
-    found = [start for pair in pairs for start in _starts(outer, inner, *pair, steps)]
+    found = _starts(outer, inner, pairs, steps)
     if not found:
         held = [sum(int(((time > start) & (time <= end)).sum()) for start, end in pairs) for time in (outer, inner)]
         have = f"no training window fits into {len(pairs)} periods with {held[0]} global and {held[1]} regional times"
@@ -305,14 +308,25 @@ def window_starts(outer: np.ndarray, inner: np.ndarray, periods: Iterable[tuple]
     return found
 
 
-def _starts(outer: np.ndarray, inner: np.ndarray, start, end, steps: int) -> Iterable[tuple[int, int]]:
-    """Index pairs (global, regional) of the times t from which a whole window fits between start and end."""
-    for i, t in enumerate(outer[: outer.size - steps]):
-        j = int(np.searchsorted(inner, t))
-        first, last = j - HOURS + 1, j + HOURS * steps
-        if first < 0 or last >= inner.size or inner[j] != t:
-            continue
-        inside = start < inner[first] and inner[last] <= end
-        gapless = inner[last] - inner[first] == (last - first) * HOUR and outer[i + steps] - t == steps * HOURS * HOUR
-        if inside and gapless:
-            yield i, j
+def _starts(outer: np.ndarray, inner: np.ndarray, periods: list[tuple], steps: int) -> list[tuple[int, int]]:
+    """Index pairs (global, regional), period by period."""
+    first, last = outer - (HOURS - 1) * HOUR, outer + HOURS * steps * HOUR
+    begin, end = _places(inner, first), _places(inner, last)
+    gapless = (
+        (begin >= 0) & (end - begin == HOURS * (steps + 1) - 1) & (_places(outer, _every_six_hours(outer, steps)) >= 0).all(1)
+    )
+    chosen = [np.flatnonzero(gapless & (start < first) & (last <= stop)) for start, stop in periods]
+    return [(i, j + HOURS - 1) for each in chosen for i, j in zip(each.tolist(), begin[each].tolist(), strict=True)]
+
+
+def _every_six_hours(time: np.ndarray, steps: int) -> np.ndarray:
+    """Times t, t+6, ... t + 6 steps: (N,) -> (N, steps + 1)."""
+    return time[:, None] + HOURS * np.arange(steps + 1) * HOUR
+
+
+def _places(time: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Number of each wanted time in a series of ascending times, -1 where it is not there; any shape."""
+    if not time.size:
+        return np.full(wanted.shape, -1)
+    places = np.searchsorted(time, wanted)
+    return np.where(time[np.minimum(places, time.size - 1)] == wanted, places, -1)

@@ -35,6 +35,7 @@ def conform(
     times: np.ndarray | None = None,
     rh_phase: str | None = None,
     max_level_ratio: float = 1.5,
+    skip: float | None = None,
     title: str = "this dataset",
 ) -> tuple[xr.Dataset, Report]:
     """Bring a dataset into the canonical form of a schema.
@@ -52,6 +53,9 @@ def conform(
         What relative humidity refers to, if humidity comes as that. Known for GRIB files of NCEP and ECMWF.
     max_level_ratio : float
         Levels that are missing are interpolated between neighbors whose pressures differ by at most this factor.
+    skip : float, optional
+        Leave out times with values that are missing or cannot be right, up to this share of all times, but at least one if it is
+        not 0. If there are more, the report names them. By default every time must be good.
     title : str
         How the report calls the dataset.
 
@@ -77,7 +81,7 @@ def conform(
         ds = to_mean_flux(ds, report)
     ds = to_valid_time(ds, report, times)
     ds = to_canonical_grid(ds, report)
-    fields = _collect(ds, schema, rh_phase, max_level_ratio, report)
+    fields = _collect(ds, schema, rh_phase, max_level_ratio, skip, report)
     return _with_projection(_assemble(fields, schema), ds, report), report
 
 
@@ -183,11 +187,14 @@ def _plain(ds: xr.Dataset) -> xr.Dataset:
     return ds.assign(plain) if plain else ds.copy(deep=False)
 
 
-def _collect(ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, report: Report) -> dict[str, xr.DataArray]:
+def _collect(
+    ds: xr.Dataset, schema: Schema, rh_phase, max_level_ratio: float, skip: float | None, report: Report
+) -> dict[str, xr.DataArray]:
     """Find, convert, derive and check every variable of the schema, and the statics that are there."""
     fields, source = _gather(ds, schema, rh_phase, max_level_ratio, report)
     keep = frozenset((*schema.names, *_STATICS))
-    checked = check({name: array for name, array in fields.items() if array is not None}, source, report, keep)
+    present = {name: array for name, array in fields.items() if array is not None}
+    checked = check(present, source, report, keep, skip=skip)
     return {name: array for name, array in checked.items() if name in keep}
 
 

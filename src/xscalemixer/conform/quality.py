@@ -20,7 +20,7 @@ _FILL_VALUES = (9.969209968386869e36, 9.96921e36, 1e20, 1e30, 9.999e20, -9999.0,
 
 @dataclass(frozen=True)
 class _Summary:
-    """What one pass over a variable tells; arrays have one element per level."""
+    """What one pass over a variable tells; arrays of shape (T, L), with 1 for a dimension it does not have."""
 
     low: np.ndarray
     high: np.ndarray
@@ -29,8 +29,15 @@ class _Summary:
     under: np.ndarray
     over: np.ndarray
 
+    def of(self, times: np.ndarray | slice) -> _Summary:
+        """Some times together; arrays of shape (L,)."""
+        counts = (part[times].sum(0) for part in (self.nan, self.infinite, self.under, self.over))
+        return _Summary(self.low[times].min(0), self.high[times].max(0), *counts)
 
-def check(fields: Mapping[str, xr.DataArray], source: Source, report: Report, keep: frozenset[str]) -> dict[str, xr.DataArray]:
+
+def check(
+    fields: Mapping[str, xr.DataArray], source: Source, report: Report, keep: frozenset[str], *, skip: float | None = None
+) -> dict[str, xr.DataArray]:
     """Refuse values that cannot be right, fill below the ground, and clip what is out of bounds by a rounding error.
 
     Parameters
@@ -42,6 +49,9 @@ def check(fields: Mapping[str, xr.DataArray], source: Source, report: Report, ke
     report : Report
     keep : set of str
         Variables that are handed on; gaps are only filled in these.
+    skip : float, optional
+        Times with bad values are left out, up to this share of all times, but at least one if it is not 0. If there are more, an
+        error names them.
 
     Returns
     -------
@@ -49,8 +59,14 @@ def check(fields: Mapping[str, xr.DataArray], source: Source, report: Report, ke
         The same variables, filled and clipped; still lazy where they were.
     """
     fields = {name: array for name, array in fields.items() if array.size}
-    summaries = _summarize(fields)
-    below = _below_ground(fields, summaries, report)
+    by_time = _summarize(fields)
+    gaps = _gaps_below_ground(fields, by_time)
+    good = None if skip is None else _good_times(_bad_times(fields, by_time, gaps, source), fields, skip, report)
+    times = {name: slice(None) if good is None or "time" not in array.dims else good for name, array in fields.items()}
+    if good is not None:
+        fields = {name: _only(array, good) if "time" in array.dims else array for name, array in fields.items()}
+    summaries = {name: summary.of(times[name]) for name, summary in by_time.items()}
+    below = {name: tuple(int(count[times[name]].sum()) for count in counts) for name, counts in gaps.items()}
     checked = {}
     for name, array in fields.items():
         row, summary = CATALOG[name], summaries[name]
@@ -66,11 +82,12 @@ def _summarize(fields: Mapping[str, xr.DataArray]) -> dict[str, _Summary]:
 
     lazy = {name: _reductions(CATALOG[name], array) for name, array in fields.items()}
     (values,) = dask.compute(lazy)
-    return {name: _Summary(*map(np.atleast_1d, parts)) for name, parts in values.items()}
+    shapes = {name: [array.sizes.get(dim, 1) for dim in ("time", "level")] for name, array in fields.items()}
+    return {name: _Summary(*(np.reshape(part, shapes[name]) for part in parts)) for name, parts in values.items()}
 
 
 def _reductions(row: Variable, array: xr.DataArray) -> tuple:
-    dims = [dim for dim in array.dims if dim != "level"]
+    dims = [dim for dim in array.dims if dim not in ("time", "level")]
     nan, infinite = array.isnull(), np.isinf(array)
     bad = nan | infinite
     low, high = (-np.inf if row.bounds[0] is None else row.bounds[0]), (np.inf if row.bounds[1] is None else row.bounds[1])
@@ -78,20 +95,62 @@ def _reductions(row: Variable, array: xr.DataArray) -> tuple:
     return tuple(part.data for part in (*parts, (array < low).sum(dims), (array > high).sum(dims)))
 
 
-def _below_ground(fields, summaries, report) -> dict[str, tuple[int, int]]:
-    """Per variable with gaps on levels: how many of them are below the ground, and how many are not."""
+def _gaps_below_ground(fields, by_time: Mapping[str, _Summary]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Per variable with gaps on levels: how many of them are below the ground, and how many are not, shape (T,) each."""
     import dask
 
-    gappy = [name for name, array in fields.items() if "level" in array.dims and summaries[name].nan.sum()]
+    gappy = [name for name, array in fields.items() if "level" in array.dims and by_time[name].nan.sum()]
     surface = fields.get("sp")
     if not gappy or surface is None:
         return {}
     counts = {}
     for name in gappy:
         missing, ground = fields[name].isnull(), fields[name]["level"] * 100.0 > surface
-        counts[name] = ((missing & ground).sum().data, (missing & ~ground).sum().data)
+        counts[name] = tuple(
+            (missing & where).sum([dim for dim in missing.dims if dim != "time"]).data for where in (ground, ~ground)
+        )
     (values,) = dask.compute(counts)
-    return {name: (int(inside), int(outside)) for name, (inside, outside) in values.items()}
+    return {name: (np.atleast_1d(inside), np.atleast_1d(outside)) for name, (inside, outside) in values.items()}
+
+
+def _bad_times(fields, by_time: Mapping[str, _Summary], gaps, source: Source) -> dict[str, np.ndarray]:
+    """Per variable with such times: where values are missing, infinite or out of range, shape (T,)."""
+    found = {}
+    for name, summary in by_time.items():
+        low, high = _limits(CATALOG[name], source)
+        missing = gaps[name][1] if name in gaps else summary.nan.sum(1)
+        bad = (missing > 0) | (summary.infinite > 0).any(1) | (summary.low < low).any(1) | (summary.high > high).any(1)
+        if "time" in fields[name].dims and bad.any():
+            found[name] = bad
+    return found
+
+
+def _good_times(bad: Mapping[str, np.ndarray], fields, skip: float, report: Report) -> np.ndarray | None:
+    """Where values are good, shape (T,); None if all of them are, or too many are bad to leave them out."""
+    if not bad:
+        return None
+    time, spoiled = fields[next(iter(bad))]["time"].values, np.logical_or.reduce(list(bad.values()))
+    count = int(spoiled.sum())
+    if count == time.size:  # what is wrong with all of them is told by variable
+        return None
+    first = [str(each)[:16] for each in time[spoiled][:20]]
+    found = f"bad values ({', '.join(bad)}) at {count} of {time.size} times: {', '.join(first)}{', ...' if count > 20 else ''}"
+    if count <= (max(1, skip * time.size) if skip else 0):
+        report.warn("time", f"{found}; these times are left out")
+        return ~spoiled
+    needed = f"good values at {100 * (1 - skip):g} % of the times or more (skip={skip:g})"
+    share = np.ceil(1000 * count / time.size) / 1000
+    listed = ", ".join(map(repr, first[:3])) + (", ..." if count > 3 else "")
+    fix = f"Mend them, leave them out (ds = ds.drop_sel(time=[{listed}])), or let them be left out: skip={share:g}"
+    report.error("time", found, needed, fix)
+    return None
+
+
+def _only(array: xr.DataArray, good: np.ndarray) -> xr.DataArray:
+    """Some times of an array, run by run: chosen one by one they would move from one chunk to the next."""
+    runs = np.flatnonzero(np.diff(good, prepend=False, append=False)).reshape(-1, 2).tolist()
+    parts = [array.isel(time=slice(start, end)) for start, end in runs]
+    return xr.concat(parts, "time", coords="minimal", compat="override", join="override")
 
 
 def _check_infinite(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> None:
@@ -129,9 +188,15 @@ def _check_range(row: Variable, array: xr.DataArray, summary: _Summary, source: 
         return
     if row.name in source.conversions:
         _check_source_range(row, array, summary, source, report)
-    elif high > row.valid_range[1] or (row.bounds[0] is None and low < row.valid_range[0]):
+    elif low < _limits(row, source)[0] or high > row.valid_range[1]:
         found = f"derived values run from {low:.6g} to {high:.6g} {row.units}"
         report.error(row.name, found, _range_of(row), "Check what it was derived from")
+
+
+def _limits(row: Variable, source: Source) -> tuple[float, float]:
+    """Valid range; derived values below a bound are clipped."""
+    clipped = row.name not in source.conversions and row.bounds[0] is not None
+    return -np.inf if clipped else row.valid_range[0], row.valid_range[1]
 
 
 def _check_source_range(row: Variable, array: xr.DataArray, summary: _Summary, source: Source, report: Report) -> None:

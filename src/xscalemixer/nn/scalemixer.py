@@ -21,6 +21,7 @@ All fields are normalized; a step takes the global state at t and the regional h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -237,7 +238,7 @@ class ScaleMixerConfig:
             {**_box(45.0, 67.5, 1.125, (40, 60)), "patch": 20, "depth": 2, "head_widths": (32, 16), "head_strides": (4, 5)},
         )
         settings = {"width": 32, "heads": 2, "blocks": 2, "sampler": SamplerConfig(keys=8)}
-        return cls(**{**branches, **settings, **changes})
+        return cls(**_changed({**branches, **settings}, changes))
 
     @classmethod
     def small(cls, **changes) -> ScaleMixerConfig:
@@ -247,7 +248,7 @@ class ScaleMixerConfig:
             {**_box(67.5, 56.25, 1.125, (60, 95)), "patch": 5, "depth": 4, "head_widths": (64,), "head_strides": (5,)},
         )
         settings = {"width": 128, "heads": 2, "sampler": SamplerConfig(keys=32), "detail": 24, "sunlit_channel": 6}
-        return cls(**{**branches, **settings, **changes})
+        return cls(**_changed({**branches, **settings}, changes))
 
     @classmethod
     def base(cls, **changes) -> ScaleMixerConfig:
@@ -257,7 +258,7 @@ class ScaleMixerConfig:
             {**_box(56.0, 72.0, 0.2, (160, 200)), "patch": 20, "depth": 4, "head_widths": (384, 96), "head_strides": (4, 5)},
         )
         settings = {"width": 576, "heads": 9, "sampler": SamplerConfig(keys=64), "detail": 32, "sunlit_channel": 6}
-        return cls(**{**branches, **settings, **changes})
+        return cls(**_changed({**branches, **settings}, changes))
 
     @classmethod
     def paper(cls, **changes) -> ScaleMixerConfig:
@@ -271,7 +272,16 @@ class ScaleMixerConfig:
             head_widths=(1024, 384, 96), head_strides=(2, 4, 5),
         )  # fmt: skip
         settings = {"width": 1536, "heads": 16, "sampler": SamplerConfig(keys=256, layers=1)}
-        return cls(**{"outer": outer, "inner": inner, **settings, **changes})
+        return cls(**_changed({"outer": outer, "inner": inner, **settings}, changes))
+
+
+def _changed(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with some of them replaced; ``{"inner": {"depth": 8}}`` replaces a part of one."""
+    whole = {
+        name: dataclasses.replace(settings[name], **value) if isinstance(value, Mapping) and name in settings else value
+        for name, value in changes.items()
+    }
+    return {**settings, **whole}
 
 
 def _choice(name: str, value, allowed: tuple) -> None:

@@ -98,7 +98,7 @@ class TrainConfig:
         Periods kept for a final verdict: nothing is read from them, and it is an error if they touch one of the others.
     size : "tiny", "small", "base" or "paper"
     network : dict
-        Changes to the preset, e.g. ``{"coupling": "one_way"}``.
+        Changes to the preset, e.g. ``{"coupling": "one_way", "inner": {"depth": 8}}``.
     stages : tuple of Stage
     calendar : tuple of str
         Calendar inputs; leave ``"day"`` out when the data cover a part of the year only.

@@ -57,13 +57,27 @@ class TrainingData:
     digests: dict[str, str]
 
     @classmethod
-    def of(cls, config: TrainConfig, tree: xr.DataTree, *, memory: float = 4.0, report: Report | None = None) -> TrainingData:
+    def of(
+        cls,
+        config: TrainConfig,
+        tree: xr.DataTree,
+        *,
+        memory: float = 4.0,
+        skip: float = 0.01,
+        min_samples: int = 1,
+        report: Report | None = None,
+    ) -> TrainingData:
         """Check settings and data, and survey both groups of the tree.
 
         Parameters
         ----------
         memory : float
             GiB of fields that are held in memory; of a larger dataset only what a sample needs is read.
+        skip : float
+            Times with bad values are left out, with a warning, up to this share of the times of a group, but at least one if it
+            is not 0; no sample spans them.
+        min_samples : int
+            Fewest training samples that a stage may have.
         report : Report, optional
             Problems that are known already.
 
@@ -74,9 +88,11 @@ class TrainingData:
         """
         report = Report(f"training of {config.name!r}") if report is None else report
         check_settings(config, report)
-        sources = _sources(tree, report)
+        if not 0 <= skip < 1:
+            report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
+        sources = _sources(tree, skip, report)
         if len(sources) == 2:
-            _check_together(config, sources["outer"], sources["inner"], report)
+            _check_together(config, sources["outer"], sources["inner"], min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
         lazy = _too_large(sources, memory)
         branches, series, statics, digests = {}, {}, {}, {}
@@ -189,32 +205,32 @@ class _Source:
         return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
 
 
-def _sources(tree: xr.DataTree, report: Report) -> dict[str, _Source]:
+def _sources(tree: xr.DataTree, skip: float, report: Report) -> dict[str, _Source]:
     """The groups that can be used, by branch; problems go to the report."""
     build = 'Build it: xr.DataTree.from_dict({"/global": ds, "/regional": analyses})'
     if not isinstance(tree, xr.DataTree):
         report.error("data", f"a {type(tree).__name__}", "a DataTree with '/global' and '/regional'", build)
         return {}
     found = {}
-    for branch, (group, schema, hours) in {"outer": ("global", OUTER, HOURS), "inner": ("regional", REGIONAL, 1)}.items():
+    branches = {"outer": ("global", OUTER, (1, 2, 3, HOURS)), "inner": ("regional", REGIONAL, (1,))}
+    for branch, (group, schema, hours) in branches.items():
         if group not in tree.children:
             report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
-        elif source := _source(tree[group].to_dataset(), f"/{group}", schema, hours, report):
+        elif source := _source(tree[group].to_dataset(), f"/{group}", schema, hours, skip, report):
             found[branch] = source
     return found
 
 
-def _source(ds: xr.Dataset, title: str, schema: Schema, hours: int, report: Report) -> _Source | None:
+def _source(ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], skip: float, report: Report) -> _Source | None:
     """One group, conformed, with statics, on latitudes and longitudes, at the right time step."""
-    ds, findings = conform(ds, schema, title=title)
+    ds, findings = conform(ds, schema, skip=skip, title=title)
     report.extend(findings, f"{title}: ")
     if missing := [name for name in ("orog", "lsm") if name not in ds]:
         needed = "orog (surface altitude, m) and lsm (land fraction)"
         report.error(
             title, f"no {' and no '.join(missing)}", needed, f"ds = ds.assign({missing[0]}=...), on the grid of the data"
         )
-    if spoiled := {finding.subject for finding in findings.select("error")}:
-        _name_bad_times(ds[[v.name for v in schema.variables if v.name in spoiled and v.name in ds]], title, schema, report)
+    if not findings.ok:
         return None
     _check_step(ds["time"].values, title, hours, report)
     grid = grid_of(ds)
@@ -225,29 +241,13 @@ def _source(ds: xr.Dataset, title: str, schema: Schema, hours: int, report: Repo
     return None if missing else _Source(schema, ds, grid)
 
 
-def _name_bad_times(ds: xr.Dataset, title: str, schema: Schema, report: Report) -> None:
-    """Which times hold values that are missing or out of range; read only when something is wrong with the values."""
-    import dask
-
-    rows = [(array, schema[str(name)].valid_range) for name, array in ds.data_vars.items()]
-    good = [((a >= low) & (a <= high)).all([dim for dim in a.dims if dim != "time"]).data for a, (low, high) in rows]
-    (good,) = dask.compute(good)
-    bad = ds["time"].values[~np.logical_and.reduce(good)] if good else ()
-    if len(bad):
-        first = ", ".join(str(time)[:16] for time in bad[:20]) + (", ..." if len(bad) > 20 else "")
-        fix = (
-            f"Mend them or leave them out: ds = ds.drop_sel(time={[str(time)[:16] for time in bad[:3]]}); no sample crosses a gap"
-        )
-        report.error(f"{title}: time", f"bad values at {len(bad)} of {ds.sizes['time']} times: {first}", "good values", fix)
-
-
-def _check_step(time: np.ndarray, title: str, hours: int, report: Report) -> None:
-    shortest = np.diff(time).min() / HOUR if time.size > 1 else hours
-    if shortest == hours:
-        return
-    choose = 'ds["time"].dt.hour % 6 == 0' if hours == HOURS else 'ds["time"].dt.minute == 0'
-    fix = f"ds = ds.sel(time={choose})" if shortest < hours else "Get data that are; they are not interpolated in time"
-    report.error(f"{title}: time", f"every {shortest:g} h", f"every {hours} h", fix, kind=TimeError)
+def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Report) -> None:
+    """The shortest step is one of these; longer ones are gaps."""
+    shortest = np.diff(time).min() / HOUR if time.size > 1 else hours[-1]
+    if shortest not in hours:
+        needed, thinned = " or ".join(map(str, hours)), 'ds = ds.sel(time=ds["time"].dt.minute == 0)'
+        fix = thinned if shortest < 1 else "Get data that are; they are not interpolated in time"
+        report.error(f"{title}: time", f"every {shortest:g} h", f"every {needed} h", fix, kind=TimeError)
 
 
 def _too_large(sources: dict[str, _Source], memory: float) -> bool:
@@ -258,7 +258,8 @@ def _too_large(sources: dict[str, _Source], memory: float) -> bool:
 
 def _warn_of_chunks(name: str, series: Series, config: TrainConfig, report: Report) -> None:
     """Every sample reads whole chunks of time."""
-    used = max(stage.steps for stage in config.stages) * (1 if name == "outer" else HOURS) + HOURS
+    per_step = int(HOURS * HOUR / np.diff(series.time).min())
+    used = max(stage.steps for stage in config.stages) * per_step + HOURS
     if isinstance(series.values, LazyFields) and series.values.chunk > 8 * used:
         found = f"chunks of {series.values.chunk} times, of which a sample needs {used}; reading will be slow"
         report.warn(f"{name} data", found, f'Rewrite them: ds.chunk(time={used}).to_zarr("rechunked.zarr")')
@@ -267,7 +268,7 @@ def _warn_of_chunks(name: str, series: Series, config: TrainConfig, report: Repo
 # ---------------------------------------------------------------------------------------------------- data with settings
 
 
-def _check_together(config: TrainConfig, outer: _Source, inner: _Source, report: Report) -> None:
+def _check_together(config: TrainConfig, outer: _Source, inner: _Source, min_samples: int, report: Report) -> None:
     """The region lies in the driver, the network fits on both, and windows fit into the periods."""
     if share := outer.grid.outside(inner.grid):
         found = f"{100 * share:.0f} % of the regional grid ({inner.grid}) lies outside the global one ({outer.grid})"
@@ -281,11 +282,11 @@ def _check_together(config: TrainConfig, outer: _Source, inner: _Source, report:
             report.error("network", f"size={config.size!r}, network={config.network}: {error}", fix=fix, kind=InputError)
         else:
             _check_caches(config, network.config, report)
-    _check_samples(config, outer.ds["time"].values, inner.ds["time"].values, report)
+    _check_samples(config, outer.ds["time"].values, inner.ds["time"].values, min_samples, report)
 
 
-def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, report: Report) -> None:
-    """Every stage has samples to validate on, enough for a batch, and enough for its updates."""
+def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, min_samples: int, report: Report) -> None:
+    """Every stage has samples to validate on, and enough to learn from, for a batch, and for its updates."""
     wanted: dict[tuple, list[Stage]] = {}  # stages by where their samples come from
     for number, stage in enumerate(config.stages):
         own = (f"stages[{number}].periods", stage.periods) if stage.periods else ("train", config.train)
@@ -299,13 +300,16 @@ def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, re
             report.error(name, "; ".join(error.problems), fix="Change these periods or give more data", kind=TimeError)
             continue
         for stage in stages if name != "validation" else ():
-            _check_count(name, count, stage, report)
+            _check_count(name, count, stage, min_samples, np.diff(outer).min() / HOUR, report)
 
 
-def _check_count(name: str, count: int, stage: Stage, report: Report) -> None:
-    if count < stage.batch:
-        found = f"{count} samples of {stage.steps} steps for stage {stage.label} with batch={stage.batch}"
-        report.error(name, found, f"at least {stage.batch} samples", f"Give more data, or batch={count}", kind=TimeError)
+def _check_count(name: str, count: int, stage: Stage, min_samples: int, step: float, report: Report) -> None:
+    needed = max(stage.batch, min_samples)
+    if count < needed:
+        found = f"{count} samples of {stage.steps * HOURS} hours for stage {stage.label} with batch={stage.batch}"
+        fix = f"Give {np.ceil((needed - count) * step / 24):g} more days of data (a sample can start every {step:g} h)"
+        fix += f", or batch={count}" if count >= min_samples else ""
+        report.error(name, found, f"at least {needed} samples", fix, kind=TimeError)
     elif (times := stage.updates * stage.batch / count) > 1000:
         report.warn(name, f"{count} samples, and stage {stage.label} sees each of them {times:.0f} times")
 

@@ -40,6 +40,8 @@ def train(
     device: str | None = None,
     sharded: bool = False,
     memory: float = 4.0,
+    skip: float = 0.01,
+    min_samples: int = 40,
     workers: int = 2,
     save_updates: int = 200,
     save_minutes: float = 10.0,
@@ -50,7 +52,7 @@ def train(
     ----------
     config : TrainConfig
     tree : DataTree
-        ``/global``: six-hourly fields on pressure levels and at the surface; ``/regional``: hourly surface fields.
+        ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
         Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
     folder : path, optional
         Finished stages and checkpoints are kept there; the same run started again goes on from them, another run is refused.
@@ -61,6 +63,11 @@ def train(
         Spread parameters, gradients and optimizer state over the processes (FSDP2) instead of repeating them (DDP).
     memory : float
         GiB of fields that each process may hold; larger dask datasets are read sample by sample.
+    skip : float
+        Share of the times of each group that may have missing or absurd values (at least one time may, unless it is 0). They are
+        left out with a warning, and no sample spans them; more of them are an error.
+    min_samples : int
+        Fewest training samples that a stage may have: forty are ten days of six-hourly starts.
     workers : int
         Threads that read samples ahead.
     save_updates, save_minutes : int, float
@@ -81,7 +88,7 @@ def train(
     with ranks(device, sharded=sharded) as group, owned(kept if group.first else None):
         report = Report(f"training of {config.name!r}")
         _check_run(config, group, kept, report)
-        data = TrainingData.of(config, tree, memory=memory, report=report)
+        data = TrainingData.of(config, tree, memory=memory, skip=skip, min_samples=min_samples, report=report)
         run = _Protocol(config, data, group, kept, workers, save_updates, save_minutes)
         return run.to_the_end()
 
