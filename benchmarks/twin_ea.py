@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import os
 import resource
 import shutil
 import subprocess
@@ -160,3 +158,292 @@ def _finish(model: xsm.Forecaster, folder: Path, cost: dict) -> None:
 
 def _folder(runs: Path, system: System, seed: int) -> Path:
     return runs / f"{system.name.replace(' ', '_').replace(',', '')}-{seed}"
+
+
+# -------------------------------------------------------------------------------------------------------------- scoring
+
+
+def starts(tree: xr.DataTree) -> np.ndarray:
+    """Six-hourly starts in the test blocks, twelve-hourly ones in the later run, with their history and 48 hours inside."""
+    times = tree["global"]["time"].values
+    inside = lambda t, periods: any(np.datetime64(a) + 6 * HOUR <= t <= np.datetime64(b) - HOURS * HOUR for a, b in periods)
+    later = lambda t: inside(t, LATER) and t <= times[-1] - HOURS * HOUR and int(t.astype("M8[h]").astype(int)) % 12 == 0
+    return np.array([t for t in times if inside(t, TEST) or later(t)])
+
+
+def finished(runs: Path) -> dict[str, tuple[System, int, Path]]:
+    """Trained networks by the name under which they are scored."""
+    rows = {f"{system.name} #{seed}": (system, seed, _folder(runs, system, seed)) for system in SYSTEMS for seed in range(3)}
+    return {name: row for name, row in rows.items() if (row[2] / "model").exists()}
+
+
+def forecasts(tree: xr.DataTree, init: np.ndarray, networks: dict, device: str) -> dict[str, xr.Dataset]:
+    """Of every network, on disk; made once."""
+    found = {}
+    for name, (_, _, folder) in networks.items():
+        target, cost = folder / "forecast.zarr", json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+        if "seconds" not in cost:
+            begun = time.process_time()
+            xsm.hindcast(tree, init[:1], HOURS, model=folder / "model", device=device)
+            cost["seconds"] = time.process_time() - begun
+            (folder / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+        model = xsm.load(folder / "model")
+        found[name] = xsm.hindcast(tree, init, HOURS, model=model, to=target, resume=target.exists(), device=device)
+    return found
+
+
+def simple(regional: xr.Dataset, init: np.ndarray, climatology: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Forecasts that need no network."""
+    return {
+        "persistence": xsm.persistence_forecast(regional, init, HOURS),
+        "24 h persistence": xsm.persistence_forecast(regional, init, HOURS, period=24),
+        "climatology": xsm.climatology_forecast(climatology, init, HOURS),
+    }
+
+
+def score(options: argparse.Namespace) -> None:
+    """Forecasts of what is trained, their scores, the tables and the pictures."""
+    tree = read_twin_world(options.data, later=options.later)
+    init, networks = starts(tree), finished(options.runs)
+    regional = tree["regional"].to_dataset()[VARIABLES]
+    climatology = xsm.climatology(_within(regional, TRAIN).load())
+    systems = forecasts(tree, init, networks, SETTINGS[options.setting].device) | simple(regional.load(), init, climatology)
+    store = options.runs / "scores.zarr"
+    by_lead = xsm.score(
+        systems, regional, climatology=climatology, variables=VARIABLES, metrics=["rmse", "acc", "bias"],
+        to=store, overwrite=store.exists(), memory="4 GiB",
+    )  # fmt: skip
+    text = "\n\n".join([_about(init), tables(by_lead, store, networks), costs(networks)])
+    (options.runs / "tables.md").write_text(text + "\n", encoding="utf-8")
+    by_lead.to_netcdf(options.runs / "scores.nc")
+    sys.stdout.write(text + "\n")
+    if options.figures:
+        draw(by_lead, store, tree, networks, options.figures)
+
+
+def _within(ds: xr.Dataset, periods) -> xr.Dataset:
+    """The times after the start and up to the end of the periods."""
+    stamps = ds["time"].values
+    return ds.isel(time=np.any([(stamps > np.datetime64(a)) & (stamps <= np.datetime64(b)) for a, b in periods], axis=0))
+
+
+def _about(init: np.ndarray) -> str:
+    later = int((init > np.datetime64("2002-01-01")).sum())
+    blocks = f"{init.size - later} in the test blocks, {later} in the later run"
+    return f"Twin world A (twin experiment): {init.size} starts, {blocks}."
+
+
+def by_system(scores: xr.Dataset) -> dict[str, list[str]]:
+    """Names of the models of each system: its seeds."""
+    groups: dict[str, list[str]] = {}
+    for model in scores["model"].values.tolist():
+        groups.setdefault(model.split(" #")[0], []).append(model)
+    return groups
+
+
+def tables(by_lead: xr.Dataset, store: Path, networks: dict) -> str:
+    """Markdown: RMSE and ACC over 1-48 h, and what ScaleMixer gains over each other system."""
+    groups = by_system(by_lead)
+    parts = []
+    for metric in ("rmse", "acc"):
+        lines = [_row([f"{metric.upper()}, mean of 1-48 h", *(f"{v} ({UNITS.get(v, ('m/s', 1))[0]})" for v in VARIABLES)])]
+        for system, models in groups.items():
+            cells = []
+            for name in VARIABLES:
+                scale = UNITS.get(name, ("m/s", 1))[1] if metric == "rmse" else 1
+                values = by_lead[name].sel(metric=metric, model=models).mean("lead_time").values * scale
+                spread = f" ± {np.std(values, ddof=1):.2g}" if len(models) > 1 else ""
+                cells.append(f"{values.mean():.3g}{spread}")
+            lines.append(_row([system, *cells]))
+        parts.append(_table(lines))
+    gains = gain(store, groups, networks)
+    lines = [_row([f"RMSE that {BEST} saves, %", *VARIABLES, "mean", "clear"])]
+    for system, rows in gains.items():
+        cells = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
+        clear = sum(low > 0 for _, low, _ in rows)
+        lines.append(_row([system, *cells, f"{np.mean([value for value, _, _ in rows]):.1f}", f"{clear} of {len(rows)}"]))
+    return "\n\n".join([*parts, _table(lines)])
+
+
+def gain(store: Path, groups: dict[str, list[str]], networks: dict) -> dict[str, list[tuple[float, float, float]]]:
+    """What ScaleMixer saves of the RMSE of 1-48 h of each other system, in percent, by variable, with an interval.
+
+    The interval is that of the paired block bootstrap over starts, of the seed with the same number; with several seeds it
+    reaches from the lowest to the highest bound.
+    """
+    own = groups[BEST]
+    against = {best: xsm.rescore(store, skill_against=best, by=("variable",), metrics=["rmse"]) for best in own}
+    found = {}
+    for system, models in groups.items():
+        if system == BEST:
+            continue
+        rows = []
+        for name in VARIABLES:
+            pairs = [(against[own[min(i, len(own) - 1)]][name].sel(model=model)) for i, model in enumerate(models)]
+            parts = ["rmse_difference", "rmse_difference_low", "rmse_difference_high"]
+            value, low, high = np.transpose([100 * (pair.sel(metric=parts) / pair.sel(metric="rmse")).values for pair in pairs])
+            rows.append((value.mean(), low.min(), high.max()))
+        found[system] = rows
+    return found
+
+
+def costs(networks: dict) -> str:
+    """Markdown: size and cost of each network."""
+    heads = ["network", "what", "trained, M", "frozen, M", "training, CPU min", "48 h, CPU s", "memory, GiB", "seeds"]
+    lines = [_row(heads)]
+    for system in SYSTEMS:
+        rows = [json.loads((folder / "cost.json").read_text()) for each, _, folder in networks.values() if each == system]
+        if rows:
+            mean = lambda key, rows=rows: np.mean([row[key] for row in rows])
+            numbers = [mean("trained") / 1e6, mean("frozen") / 1e6, mean("cpu_minutes"), mean("seconds"), mean("peak_gib")]
+            lines.append(_row([system.name, system.what, *(f"{number:.3g}" for number in numbers), str(len(rows))]))
+    return _table(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(lines: list[str]) -> str:
+    columns = lines[0].count("|") - 1
+    return "\n".join([lines[0], "|---" * columns + "|", *lines[1:]])
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def draw(by_lead: xr.Dataset, store: Path, tree: xr.DataTree, networks: dict, folder: Path) -> None:
+    """Curves of each variable, scorecard, bias, key positions over a cyclone, and how the keys were learned."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    means = xr.concat(
+        [by_lead.sel(model=models).mean("model").assign_coords(model=system) for system, models in by_system(by_lead).items()],
+        "model",
+    )
+    draw_curves(means, folder)
+    draw_bias(means, folder)
+    card = xsm.rescore(store, skill_against="LAM #0", metrics=["rmse"]).sel(model=[m for m in networks if m.endswith("#0")])
+    axes = card.scalemixer.plot(kind="scorecard", metric="rmse")
+    np.ravel(axes)[0].figure.savefig(folder / "scorecard.png", dpi=70, bbox_inches="tight")
+    draw_learning({name: row[2] for name, row in networks.items() if row[0].name == BEST}, folder)
+    draw_keys(tree, networks[f"{BEST} #0"][2] / "model", folder)
+
+
+SHOWN = (BEST, "C one-way", "B fixed keys", "LAM", "OneForecast", "D regional only", "24 h persistence", "climatology")
+
+
+def draw_curves(means: xr.Dataset, folder: Path) -> None:
+    """RMSE and ACC of each variable by lead time, one picture each."""
+    from matplotlib import pyplot as plt
+
+    shown = [name for name in SHOWN if name in means["model"].values]
+    for name in VARIABLES:
+        unit, scale = UNITS.get(name, ("m/s", 1))
+        figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+        for panel, metric, factor in zip(panels, ("rmse", "acc"), (scale, 1), strict=True):
+            for system in shown:
+                line = means[name].sel(metric=metric, model=system) * factor
+                style = {"lw": 2, "color": "k"} if system == BEST else {"lw": 1, "ls": ":" if " " in system[2:] else "-"}
+                panel.plot(means["lead_time"], line, label=system, **style)
+            panel.set(xlabel="lead time (h)", ylabel=f"RMSE ({unit})" if metric == "rmse" else "ACC", xticks=range(0, 49, 12))
+            panel.grid(alpha=0.3)
+        panels[1].legend(fontsize=7, frameon=False)
+        figure.suptitle(f"{name}, twin world A (twin experiment)")
+        figure.savefig(folder / f"{name}.png", dpi=70)
+        plt.close(figure)
+
+
+def draw_bias(means: xr.Dataset, folder: Path) -> None:
+    """Mean error of ScaleMixer by lead time, in units of its RMSE at 48 h."""
+    from matplotlib import pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for name in VARIABLES:
+        own = means[name].sel(model=BEST)
+        panel.plot(means["lead_time"], own.sel(metric="bias") / float(own.sel(metric="rmse")[-1]), label=name)
+    panel.axhline(0, color="k", lw=0.6)
+    panel.set(xlabel="lead time (h)", ylabel="bias / RMSE at 48 h", xticks=range(0, 49, 12), ylim=(-0.5, 0.5))
+    panel.set_title(f"Mean error of {BEST} in held-out weather (twin experiment)", fontsize=9)
+    panel.legend(fontsize=7, ncols=4, frameon=False)
+    figure.savefig(folder / "bias.png", dpi=70)
+    plt.close(figure)
+
+
+def draw_learning(folders: dict[str, Path], folder: Path) -> None:
+    """Gradient of the score network and entropy of its choice over training."""
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for name, place in folders.items():
+        done, rows = 0, []
+        for path in sorted(place.glob("[0-9]-*.json")):
+            history = json.loads(path.read_text(encoding="utf-8"))["history"]
+            rows += [(done + row["update"], row.get("gradient_norm_score_network"), row["key_entropy"]) for row in history]
+            done += history[-1]["update"]
+        updates, gradient, entropy = (np.array(column, float) for column in zip(*rows, strict=True))
+        panels[0].semilogy(updates, gradient, ".-", label=name)
+        panels[1].plot(updates, entropy, ".-", label=name)
+    panels[0].set(xlabel="update", ylabel="gradient norm of the score network")
+    panels[1].set(xlabel="update", ylabel="entropy / that of a uniform choice", ylim=(0, 1.05))
+    panels[1].legend(fontsize=7, frameon=False)
+    figure.savefig(folder / "score_network.png", dpi=70)
+    plt.close(figure)
+
+
+def draw_keys(tree: xr.DataTree, model: Path, folder: Path) -> None:
+    """Where the network looks while the deepest low of the held-out weather is in the region."""
+    from matplotlib import pyplot as plt
+
+    time, anomaly = deepest_low(tree)
+    keys = xsm.key_positions(tree, model=model, init_time=time)
+    figure, panels = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=(1.5, 1))
+    importance = keys["importance"].mean("block") * keys["token_latitude"].size * keys["token_longitude"].size
+    mesh = panels[0].pcolormesh(keys["token_longitude"], keys["token_latitude"], importance, cmap="YlOrBr")
+    figure.colorbar(mesh, ax=panels[0], label="importance / uniform")
+    for panel in panels:
+        place = anomaly["longitude"], anomaly["latitude"]
+        lines = panel.contour(*place, anomaly / 100, range(-30, 31, 4), colors="0.3", linewidths=0.6)
+        panel.clabel(lines, fontsize=5)
+        panel.contour(tree["global"]["lon"], tree["global"]["lat"], tree["global"]["lsm"], [0.5], colors="0.6", linewidths=0.5)
+        for block in range(keys.sizes["block"]):
+            one = keys.isel(block=block)
+            panel.plot(one["longitude"], one["latitude"], ".", ms=5, label=f"block {block + 1}")
+    panels[1].set(xlim=(50, 170), ylim=(-10, 75), title="the region")
+    panels[0].set(title=f"keys of the four blocks, {str(time)[:13]} UTC; contours: surface pressure anomaly, hPa")
+    panels[0].legend(fontsize=6, ncols=4, loc="lower left")
+    figure.savefig(folder / "keys.png", dpi=80)
+    plt.close(figure)
+
+
+def deepest_low(tree: xr.DataTree) -> tuple[np.datetime64, xr.DataArray]:
+    """Start with the lowest surface pressure over sea, against the mean, and the anomaly there."""
+    regional = tree["regional"].to_dataset()
+    init = starts(tree)
+    pressure = regional["sp"].rename(lat="latitude", lon="longitude")
+    anomaly = pressure.sel(time=init) - pressure.mean("time")
+    over_sea = anomaly.where(regional["lsm"].rename(lat="latitude", lon="longitude") < 0.5)
+    time = over_sea["time"].values[int(over_sea.min(["latitude", "longitude"]).argmin())]
+    return time, anomaly.sel(time=time)
+
+
+def main() -> None:
+    """Train or score."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=("train", "one", "score"))
+    parser.add_argument("data", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--archive", type=Path, help="T63 segments to pretrain on")
+    parser.add_argument("--later", type=Path, help="T106 segments to score on")
+    parser.add_argument("--setting", choices=tuple(SETTINGS), default="cpu")
+    parser.add_argument("--part", default="1/1", help="which share of the networks")
+    parser.add_argument("--only", default="", help="systems whose name holds this")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figures", type=Path)
+    options = parser.parse_args()
+    {"train": train, "one": train_one, "score": score}[options.task](options)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ import xscalemixer as xsm
 
 TRAIN = (("2001-08-10", "2001-08-30"), ("2001-09-09", "2001-09-29"), ("2001-10-09", "2001-10-19"))
 VALIDATION = (("2001-08-31", "2001-09-04"), ("2001-09-30", "2001-10-04"))
+ARCHIVE = (("1991-08-10", "1992-01-27"),)
 TEST = (("2001-09-05", "2001-09-08"), ("2001-10-05", "2001-10-08"))
 
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "twin-ea-small.md"
@@ -43,21 +44,32 @@ CONFIG = xsm.TrainConfig(
 )
 
 
-def read_twin_world(folder: Path, archive: Path | None = None) -> xr.DataTree:
-    """Both branches of the twin world, opened lazily; with an archive the global one begins ten years earlier.
+def read_twin_world(folder: Path, *, archive: Path | None = None, later: Path | None = None) -> xr.DataTree:
+    """Both branches of the twin world, opened lazily; on request with an archive before it, and a later run after it.
 
-    The archive is a longer run at T63. Its cell centers differ from those of T106 by less than a twelfth of a cell, and are
-    taken to be the same; its days are put 3653 days earlier, so that no time occurs twice.
+    The archive is a longer global run at T63. Its cell centers differ from those of T106 by less than a twelfth of a cell and
+    are taken to be the same; its days are put 3653 days earlier, so that no time occurs twice.
     """
     outer, inner = (xsm.open(str(folder / f"{branch}_*.nc")) for branch in ("global", "regional"))
     if archive is not None:
-        early = xr.open_mfdataset(str(archive / "T63_*_coarse.nc"), drop_variables=["orog", "lsm", "tp", "tskin"])
-        early = early.map(lambda field: field.assign_attrs(outer[field.name].attrs))
-        early = early.assign_coords(time=early["time"] - np.timedelta64(3653, "D"), lat=outer["lat"], lon=outer["lon"])
-        outer = xr.concat(
-            [early, outer], "time", data_vars="minimal", coords="minimal", compat="override", combine_attrs="override"
-        )
+        early = segments(archive / "T63_*_coarse.nc", outer)
+        outer = _joined([early.assign_coords(time=early["time"] - np.timedelta64(3653, "D")), outer])
+    if later is not None:
+        outer = _joined([outer, segments(later / "T106_*_coarse.nc", outer)])
+        inner = _joined([inner, segments(later / "T106_*_fine.nc", inner)])
     return xr.DataTree.from_dict({"/global": outer, "/regional": inner})
+
+
+def segments(files: Path, like: xr.Dataset) -> xr.Dataset:
+    """Raw segments of a run: those fields along time that a packed one has, with its grid and attributes."""
+    fields = [name for name, field in like.data_vars.items() if "time" in field.dims]
+    raw = xr.open_mfdataset(str(files), preprocess=lambda ds: ds[fields])
+    return raw.map(lambda field: field.assign_attrs(like[field.name].attrs)).assign_coords(lat=like["lat"], lon=like["lon"])
+
+
+def _joined(parts: list[xr.Dataset]) -> xr.Dataset:
+    how = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "combine_attrs": "override"}
+    return xr.concat(parts, "time", **how)
 
 
 def main() -> None:
