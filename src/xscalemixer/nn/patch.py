@@ -280,8 +280,13 @@ class Alignment(nn.Module):
 
 
 def _holding_rows_and_columns(outer: TokenGrid, inner: TokenGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the outer token that contains each inner row and column."""
+    """Row and column of the outer token that contains each inner row and column.
+
+    Patches that are mostly padding count as where their outermost cell is: their center may lie outside the driver.
+    """
     (lat_edges, lon_edges), (lat, lon) = outer.edges, inner.axes
+    lat = np.clip(lat, inner.latitude[-1], inner.latitude[0])
+    lon = np.clip(lon, inner.longitude[0], inner.longitude[-1])
     if outer.periodic:
         lon = lon_edges[0] + (lon - lon_edges[0]) % 360.0
     rows, columns = _containing(lat_edges, lat), _containing(lon_edges, lon)
@@ -324,6 +329,9 @@ def bilinear(outer: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.nda
 
 def _neighbors(axis: np.ndarray, values: np.ndarray, period: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower and upper neighbor and the fraction between them, on a monotonic axis that may be periodic."""
+    if axis.size == 1:
+        zeros = np.zeros(values.size, dtype=int)
+        return zeros, zeros, np.zeros(values.size)
     if period:
         axis = np.append(axis, axis[0] + period)
         values = axis[0] + (values - axis[0]) % period
