@@ -23,7 +23,17 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["Holdings", "absent", "conform", "holdings", "require_dataset", "translate", "valid_times", "whole_hours"]
+__all__ = [
+    "Holdings",
+    "absent",
+    "conform",
+    "holdings",
+    "on_canonical_axes",
+    "require_dataset",
+    "translate",
+    "valid_times",
+    "whole_hours",
+]
 
 _STATICS = ("orog", "lsm")
 _MAX_RATIO = 1.5
@@ -82,14 +92,23 @@ def conform(
     return _with_projection(_assemble(fields, schema), ds, report), report
 
 
+def on_canonical_axes(ds: xr.Dataset, report: Report) -> xr.Dataset:
+    """A dataset with valid times and canonical horizontal axes, all else as it is; problems go to the report."""
+    return to_canonical_grid(to_valid_time(_plain(ds), report, None), report)
+
+
 def absent(ds: xr.Dataset, schema: Schema) -> tuple[str, ...]:
     """Channels of a schema that `conform` cannot get from a dataset because nothing there holds or determines them.
 
     What is there but cannot be used (units, values) is not absent. Nothing but coordinates is computed.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        With canonical axes, see `on_canonical_axes`.
+    schema : Schema
     """
-    report = Report("")
-    held = holdings(to_canonical_grid(to_valid_time(_plain(ds), report, None), report))
-    missing = []
+    held, missing = holdings(ds), []
     for variable in schema.variables:
         if variable.name in held.doubtful:
             continue

@@ -97,6 +97,7 @@ class Adaptation(Contract):
 
     def __init__(self, base: Forecaster, schemas: dict[str, Schema], statistics: str):
         self.base, self.schemas, self.statistics = base, schemas, statistics
+        self.cold_start = {name: getattr(base.cold_start.config, name) for name in ("width", "depth")}
         self.words = f"the network of {base.name!r}"
 
     def network(self, outer, inner) -> ScaleMixerConfig:

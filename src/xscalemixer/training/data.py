@@ -28,12 +28,23 @@ from xscalemixer.state import HOUR, HOURS, statics_of
 from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
 from xscalemixer.variables import REGIONAL, Schema, Stats
 
-__all__ = ["OUTER", "ColdStartSamples", "Contract", "FromScratch", "TrainingData", "network_config"]
+__all__ = [
+    "GROUPS",
+    "OUTER",
+    "ColdStartSamples",
+    "Contract",
+    "FromScratch",
+    "TrainingData",
+    "grid_digest",
+    "groups_of",
+    "network_config",
+]
 
 log = logging.getLogger(__name__)
 
 LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
 OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
+GROUPS = {"outer": "global", "inner": "regional"}  # branches, and where their data are in a tree
 SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
 
 
@@ -44,11 +55,14 @@ class Contract(Protocol):
     ----------
     schemas : dict of Schema
         By ``"outer"`` and ``"inner"``.
+    cold_start : dict of int
+        Width and depth of the cold-start network, where they are not the usual ones.
     words, advice : str
         What the network is called, and what to change where it does not fit.
     """
 
     schemas: dict[str, Schema]
+    cold_start: dict[str, int]
     words: str
     advice: str
 
@@ -65,7 +79,7 @@ class FromScratch:
     advice = "Change network= or size= of the TrainConfig"
 
     def __init__(self, config: TrainConfig):
-        self.config, self.schemas = config, {"outer": OUTER, "inner": REGIONAL}
+        self.config, self.schemas, self.cold_start = config, {"outer": OUTER, "inner": REGIONAL}, {}
         self.words = f"size={config.size!r}, network={config.network}"
 
     def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
@@ -140,7 +154,7 @@ class TrainingData:
             stats = contract.stats(name, source.grid) or found
             branches[name] = Branch(source.schema, source.grid, stats)
             statics[name] = statics_of(source.ds)
-            digests[f"{name} grid"] = _digest(np.array(source.grid.latitude), np.array(source.grid.longitude))
+            digests[f"{name} grid"] = grid_digest(source.grid)
             digests[f"{name} statistics"] = _digest(*stats.arrays(source.schema))
             digests[f"{name} data"] = f"{digest} {_digest(statics[name])}"
         for finding in report.select("warning"):
@@ -170,9 +184,12 @@ class TrainingData:
         network.outer.statics.copy_(torch.from_numpy(self.statics["outer"]))
         network.inner.statics.copy_(torch.from_numpy(self.statics["inner"]))
         channels = self.inner.schema.channels
-        sunlit = channels.index("ssrd") if "ssrd" in channels else None
         cold = ColdStartConfig(
-            inputs=len(self.guessed) + 5, channels=len(channels), guessed=self.guessed, sunlit_channel=sunlit
+            inputs=len(self.guessed) + 5,
+            channels=len(channels),
+            guessed=self.guessed,
+            sunlit_channel=channels.index("ssrd") if "ssrd" in channels else None,
+            **contract.cold_start,
         )
         return Forecaster(config.name, network, ColdStart(cold), self.outer, self.inner, calendar=config.calendar)
 
@@ -214,6 +231,11 @@ class ColdStartSamples(Dataset):
         return {"fields": self._first_guess(i), "sun": sample["inner_forcing"][0, :HOURS], "inner": sample["inner"][:HOURS]}
 
 
+def grid_digest(grid: Grid) -> str:
+    """A short hash that tells grids apart."""
+    return _digest(np.array(grid.latitude), np.array(grid.longitude))
+
+
 def _digest(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
@@ -242,19 +264,25 @@ class _Source:
         return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
 
 
-def _sources(tree: xr.DataTree, schemas: dict[str, Schema], report: Report) -> dict[str, _Source]:
-    """The groups that can be used, by branch; problems go to the report."""
+def groups_of(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
+    """The groups that are there, by branch; problems go to the report."""
     build = 'Build it: xr.DataTree.from_dict({"/global": ds, "/regional": analyses})'
     if not isinstance(tree, xr.DataTree):
         report.error("data", f"a {type(tree).__name__}", "a DataTree with '/global' and '/regional'", build)
         return {}
-    found = {}
-    for branch, (group, hours) in {"outer": ("global", HOURS), "inner": ("regional", 1)}.items():
-        if group not in tree.children:
-            report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
-        elif source := _source(tree[group].to_dataset(), f"/{group}", schemas[branch], hours, report):
-            found[branch] = source
-    return found
+    for group in (group for group in GROUPS.values() if group not in tree.children):
+        report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
+    return {branch: tree[group].to_dataset() for branch, group in GROUPS.items() if group in tree.children}
+
+
+def _sources(tree: xr.DataTree, schemas: dict[str, Schema], report: Report) -> dict[str, _Source]:
+    """The groups that can be used, by branch; problems go to the report."""
+    hours = {"outer": HOURS, "inner": 1}
+    found = {
+        branch: _source(ds, f"/{GROUPS[branch]}", schemas[branch], hours[branch], report)
+        for branch, ds in groups_of(tree, report).items()
+    }
+    return {branch: source for branch, source in found.items() if source is not None}
 
 
 def _source(ds: xr.Dataset, title: str, schema: Schema, hours: int, report: Report) -> _Source | None:

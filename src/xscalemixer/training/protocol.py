@@ -163,6 +163,12 @@ class Run:
     way: Way
     origin: dict[str, Any]
 
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the stages that the folder does not hold yet."""
+        finished = self._finished()
+        return [number for number in range(len(self.config.stages)) if number not in finished]
+
     def to_the_end(self, model: Forecaster) -> Forecaster:
         """Train a model stage after stage, in place; stages that the folder holds are loaded."""
         finished = self._finished()
