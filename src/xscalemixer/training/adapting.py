@@ -48,11 +48,16 @@ class Takeover:
         """Share of the parameters, 0..1."""
         return self.parameters[0] / self.parameters[1]
 
-    def __str__(self) -> str:
+    @property
+    def shares(self) -> str:
+        """Both in words."""
         tensors, parameters = (100 * taken / count for taken, count in (self.tensors, self.parameters))
+        return f"{tensors:.1f} % of the tensors and {parameters:.1f} % of the parameters are taken over"
+
+    def __str__(self) -> str:
         sliced = f", {len(self.sliced)} of the tensors without the channels of missing variables" if self.sliced else ""
         anew = "; ".join(f"{name} starts anew: {why}" for name, why in self.anew.items())
-        return f"{tensors:.0f} % of the tensors and {parameters:.0f} % of the parameters are taken over{sliced}. {anew}".strip()
+        return f"{self.shares}{sliced}. {anew}".strip()
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -73,10 +78,9 @@ class Takeover:
         """
         if self.share >= least:
             return
-        floor = int(100 * self.share) / 100
-        fix = f"needed {100 * least:.0f} % of the parameters. Train from scratch (xsm.train), choose a region with fewer cells, "
-        problems = [f"{name} ({why})" for name, why in self.anew.items()]
-        raise CheckpointError(f"{task}: {self}", [*problems, f"{fix}or accept it: least={floor:g}"])
+        fix = f"Train from scratch (xsm.train), choose fewer cells, or accept it: least={int(100 * self.share) / 100:g}"
+        problems = [f"{name} starts anew: {why}" for name, why in self.anew.items()]
+        raise CheckpointError(f"{task}: {self.shares}", [*problems, f"needed {100 * least:g} % of the parameters. {fix}"])
 
 
 class Adaptation(Contract):

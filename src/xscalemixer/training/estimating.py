@@ -47,9 +47,9 @@ class Estimate:
         return self.state + self.activations
 
     def __str__(self) -> str:
-        time = f"{self.seconds:.0f} s" if self.seconds < 100 else f"{self.seconds / 60:.0f} minutes"
-        size, kept = self.memory / 2**30, self.activations / 2**30
-        return f"{self.label}: about {time}, {size:.2f} GiB of memory ({kept:.2f} GiB of them activations)"
+        time = f"{self.seconds:.2g} s" if self.seconds < 99 else f"{self.seconds / 60:.0f} minutes"
+        size, kept = self.memory / 2**20, self.activations / 2**20
+        return f"{self.label}: about {time} and {size:.0f} MiB of memory, {kept:.0f} MiB of it activations"
 
     def to_dict(self) -> dict:
         """Plain data."""

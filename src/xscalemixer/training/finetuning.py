@@ -122,7 +122,7 @@ def finetune(
         report.raise_errors("nothing was fine-tuned")
     contract = Adaptation(cast("Forecaster", base), cast("dict[str, Schema]", schemas), statistics)
     if train is None or validation is None:
-        train, validation = _split(times, test)
+        train, validation = _split(times, test, report)
         log.info("train=%s, validation=%s", train, validation)
     _check_test(contract.base, test, _grid(groups["inner"]), report)
     if stages is None:
@@ -190,30 +190,31 @@ def _base(model, report: Report) -> Forecaster | None:
 
 def _listed(missing) -> tuple[str | int, ...]:
     """Names and levels; digits are levels."""
-    rows = (missing,) if isinstance(missing, str | int) else tuple(missing)
+    rows = tuple(missing) if isinstance(missing, Iterable) and not isinstance(missing, str) else (missing,)
     return tuple(int(row) if isinstance(row, str) and row.isdigit() else row for row in rows)
 
 
-def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report) -> dict[str, Schema]:
+def _schemas(
+    base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report
+) -> dict[str, Schema] | None:
     """The schemas of a model without what is missing; what else the data lack goes to the report, with what to type."""
     schemas = {"outer": base.outer.schema, "inner": base.inner.schema}
-    for name in missing:
-        if not any(_named(name, branch, schema) for branch, schema in schemas.items()):
-            _report_unknown(name, schemas, report)
+    known = [name for name in missing if any(_named(name, branch, schema) for branch, schema in schemas.items())]
+    for name in (name for name in missing if name not in known):
+        _report_unknown(name, schemas, report)
     left = {}
     for branch, schema in schemas.items():
-        gone = {channel for name in missing for channel in _named(name, branch, schema)}
-        left[branch] = schema.without(gone)
+        left[branch] = schema.without(channel for name in known for channel in _named(name, branch, schema))
         if not left[branch]:
             report.error("missing", f"{missing!r} leaves nothing of /{GROUPS[branch]}", "at least one variable")
+    if not all(left.values()):
+        return None
     lacking = {branch: set(absent(ds, left[branch])) for branch, ds in groups.items()}
     if any(lacking.values()):
-        names = [*missing, *_shortest_names(left, lacking)]
+        names = [*known, *_shortest_names(left, lacking)]
         found = "; ".join(f"/{GROUPS[branch]} has no {', '.join(sorted(gone))}" for branch, gone in lacking.items() if gone)
-        line = f"missing=({', '.join(map(_quoted, names))},)"
-        report.error(
-            "missing", found, "all variables of the model, or leave to do without them", f"To do without: {line}"
-        )
+        line = f"missing={tuple(names)!r}".replace("'", '"')
+        report.error("missing", found, "all variables of the model, or leave to do without them", f"To do without: {line}")
     return left
 
 
@@ -258,21 +259,27 @@ def _means_only(name: str | int, schemas: Mapping[str, Schema], lacking: Mapping
     return all(set(_named(name, branch, schema)) <= lacking.get(branch, set()) for branch, schema in schemas.items())
 
 
-def _quoted(name: str | int) -> str:
-    return f'"{name}"' if isinstance(name, str) else str(name)
-
-
 # ---------------------------------------------------------------------------------------------------------------- periods
 
 
-def _split(times: Mapping[str, np.ndarray], test: Periods) -> tuple[Periods, Periods]:
-    """What comes before the last fifth of the time outside of ``test``, but for a gap; and the last fifth."""
+def _split(times: Mapping[str, np.ndarray], test: Periods, report: Report) -> tuple[Periods, Periods]:
+    """What comes before the last fifth of the time outside of ``test``, but for a gap; and the last fifth.
+
+    Raises
+    ------
+    InputError
+        With all problems so far, if that leaves nothing to train on.
+    """
     first = max(found[0] for found in times.values()) - HOUR  # starts are exclusive
     span = [(min(first, times["inner"][0] - HOUR), min(found[-1] for found in times.values()))]
     pieces = _minus(span, [tuple(np.datetime64(date, "ns") for date in period) for period in test] if are_periods(test) else [])
     total = sum((end - start for start, end in pieces), np.timedelta64(0, "ns"))
     last = max(total // 5, _SHORTEST)
     gap = min(24 * HOUR, total // 20)
+    if total < 2 * _SHORTEST + gap:
+        found, needed = f"{total / HOUR:g} hours in both groups outside of test=", f"at least {2 * _SHORTEST / HOUR:g}, better weeks"
+        report.error("time", found, needed, "Give more data", kind=TimeError)
+        report.raise_errors("nothing was fine-tuned")
     return _within(pieces, 0 * HOUR, total - last - gap), _within(pieces, total - last, total)
 
 
