@@ -108,7 +108,10 @@ class Adaptation(Contract):
         """Its network on other grids, with as many keys as there are global tokens, if these are fewer."""
         settings = self.base.network.config
         one_key = replace(settings, sampler=replace(settings.sampler, keys=1))
-        return with_fitting_keys(network_config(one_key, outer, inner), settings.sampler.keys)
+        placed = network_config(one_key, outer, inner)
+        if (outer.grid, inner.grid) == (self.base.outer.grid, self.base.inner.grid):
+            placed = replace(placed, inner=replace(placed.inner, offset=settings.inner.offset))
+        return with_fitting_keys(placed, settings.sampler.keys)
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Its own statistics of the channels that are left, where they are kept."""

@@ -194,9 +194,7 @@ def _listed(missing) -> tuple[str | int, ...]:
     return tuple(int(row) if isinstance(row, str) and row.isdigit() else row for row in rows)
 
 
-def _schemas(
-    base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report
-) -> dict[str, Schema] | None:
+def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report) -> dict[str, Schema] | None:
     """The schemas of a model without what is missing; what else the data lack goes to the report, with what to type."""
     schemas = {"outer": base.outer.schema, "inner": base.inner.schema}
     known = [name for name in missing if any(_named(name, branch, schema) for branch, schema in schemas.items())]
@@ -277,7 +275,8 @@ def _split(times: Mapping[str, np.ndarray], test: Periods, report: Report) -> tu
     last = max(total // 5, _SHORTEST)
     gap = min(24 * HOUR, total // 20)
     if total < 2 * _SHORTEST + gap:
-        found, needed = f"{total / HOUR:g} hours in both groups outside of test=", f"at least {2 * _SHORTEST / HOUR:g}, better weeks"
+        found = f"{total / HOUR:g} hours in both groups outside of test="
+        needed = f"at least {(2 * _SHORTEST + gap) / HOUR:.0f}, better weeks"
         report.error("time", found, needed, "Give more data", kind=TimeError)
         report.raise_errors("nothing was fine-tuned")
     return _within(pieces, 0 * HOUR, total - last - gap), _within(pieces, total - last, total)
