@@ -344,6 +344,26 @@ def test_names_that_make_no_sense(base, tree, missing, message):
         xsm.finetune(tree, base, missing=missing)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": "five"}, "epochs: 'five'"),
+        ({"epochs": float("nan")}, "epochs: nan"),
+        ({"rank": 1.5}, "rank: 1.5"),
+        ({"stages": ("regional",)}, r"stages: \('regional',\). Needed: stages"),
+        ({"stages": ()}, "stages: none. Needed: at least one"),
+        ({"test": "2020"}, "test: '2020'. Needed: pairs of dates"),
+        ({"train": "2020", "validation": "2021"}, "(?s)train: '2020'.*validation: '2021'"),
+        ({"test": PERIODS["validation"]}, "test: it shares 2020-06-03T12 to 2020-06-04T12 with validation="),
+        ({"per_pass": 0}, "per_pass=0. Needed: 1 or more"),
+        ({"precision": "fp16"}, "precision: 'fp16'"),
+    ],
+)
+def test_settings_that_cannot_work(base, settings, message):
+    with pytest.raises(InputError, match=message):
+        xsm.finetune(alpine(), base, **{**QUICK, **settings})
+
+
 def test_little_data_is_told_in_hours(base):
     short = alpine()
     inner = short["regional"].to_dataset().isel(time=slice(0, 10))

@@ -108,7 +108,8 @@ def absent(ds: xr.Dataset, schema: Schema) -> tuple[str, ...]:
         With canonical axes, see `on_canonical_axes`.
     schema : Schema
     """
-    held, missing = holdings(ds), []
+    held = holdings(ds)
+    missing: list[str] = []
     for variable in schema.variables:
         if variable.name in held.doubtful:
             continue

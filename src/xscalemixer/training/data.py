@@ -79,7 +79,8 @@ class FromScratch:
     advice = "Change network= or size= of the TrainConfig"
 
     def __init__(self, config: TrainConfig):
-        self.config, self.schemas, self.cold_start = config, {"outer": OUTER, "inner": REGIONAL}, {}
+        self.config, self.schemas = config, {"outer": OUTER, "inner": REGIONAL}
+        self.cold_start: dict[str, int] = {}
         self.words = f"size={config.size!r}, network={config.network}"
 
     def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:

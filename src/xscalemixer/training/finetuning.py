@@ -113,12 +113,13 @@ def finetune(
     """
     report = Report("fine-tuning")
     missing = _listed(missing)
-    _check_arguments(epochs, statistics, rank, least, (train, validation), report)
+    _check_arguments(epochs, statistics, rank, least, (train, validation), () if stages is None else stages, report)
     base = _base(model, report)
     groups = {branch: on_canonical_axes(ds, Report("")) for branch, ds in groups_of(tree, report).items()}
     schemas = None if base is None else _schemas(base, missing, groups, report)
     times = {branch: valid_times(ds, report) for branch, ds in groups.items()}
-    if base is None or schemas is None or len(times) < 2 or not all(found.size for found in times.values()):
+    usable = len(times) == 2 and all(found.size for found in times.values())
+    if base is None or schemas is None or not usable or not _are_stages(stages or ()):
         report.raise_errors("nothing was fine-tuned")
     contract = Adaptation(cast("Forecaster", base), cast("dict[str, Schema]", schemas), statistics)
     if train is None or validation is None:
@@ -128,13 +129,14 @@ def finetune(
     if stages is None:
         grid = _grid(groups["outer"])
         kinds = ["regional", "rollout", "cold_start"] if grid and contract.same_driver(grid) else list(_RATES)
-        stages = _default_stages(kinds, times, train, validation, epochs, {"per_pass": per_pass, "recompute": recompute})
+        passes = epochs if _is_epochs(epochs) else 1  # said already; look on for other problems
+        stages = _default_stages(kinds, times, train, validation, passes, {"per_pass": per_pass, "recompute": recompute})
     config = TrainConfig(
         name=f"{contract.base.name}-finetuned",
         train=train,
         validation=validation,
         test=test,
-        stages=stages,
+        stages=tuple(stages),
         calendar=contract.base.calendar,
         seed=seed,
         precision=precision,
@@ -161,20 +163,29 @@ def finetune(
 # ------------------------------------------------------------------------------------------------------------- arguments
 
 
-def _check_arguments(epochs, statistics, rank, least, periods, report: Report) -> None:
-    is_number = lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number(epochs) or not 1 <= epochs < np.inf:
+def _check_arguments(epochs, statistics, rank, least, periods, stages, report: Report) -> None:
+    if not _is_epochs(epochs):
         report.error("epochs", repr(epochs), "a number from 1 on", "epochs=5", kind=InputError)
     if statistics not in ("new", "keep"):
         report.error("statistics", repr(statistics), '"new" or "keep"', 'statistics="new"', kind=InputError)
-    if rank is not None and (not is_number(rank) or rank != int(rank) or rank < 1):
+    if rank is not None and (not isinstance(rank, numbers.Integral) or rank < 1):
         report.error("rank", repr(rank), "a whole number from 1 on, or None", "rank=8", kind=InputError)
-    if not is_number(least) or not 0 <= least <= 1:
+    if not isinstance(least, numbers.Real) or not 0 <= float(least) <= 1:
         report.error("least", repr(least), "a share from 0 to 1", "least=0.5", kind=InputError)
+    if not _are_stages(stages):
+        report.error("stages", repr(stages), "stages", 'stages=(xsm.Stage(kind="regional", updates=100),)', kind=InputError)
     if sum(each is None for each in periods) == 1:
         given, other = ("train", "validation") if periods[1] is None else ("validation", "train")
         found, fix = f"{given}= without {other}=", f'Add {other}=(("2020-06-01", "2020-06-08"),), or leave out {given}='
         report.error("periods", found, "both or none", fix, kind=TimeError)
+
+
+def _is_epochs(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 1 <= float(value) < np.inf
+
+
+def _are_stages(value) -> bool:
+    return isinstance(value, Iterable) and all(isinstance(stage, Stage) for stage in value)
 
 
 def _base(model, report: Report) -> Forecaster | None:
@@ -191,7 +202,8 @@ def _base(model, report: Report) -> Forecaster | None:
 def _listed(missing) -> tuple[str | int, ...]:
     """Names and levels; digits are levels."""
     rows = tuple(missing) if isinstance(missing, Iterable) and not isinstance(missing, str) else (missing,)
-    return tuple(int(row) if isinstance(row, str) and row.isdigit() else row for row in rows)
+    is_level = lambda row: row.isdigit() if isinstance(row, str) else isinstance(row, numbers.Integral)
+    return tuple(int(row) if is_level(row) else row for row in rows)
 
 
 def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report) -> dict[str, Schema] | None:
@@ -240,11 +252,11 @@ def _shortest_names(schemas: Mapping[str, Schema], lacking: Mapping[str, set[str
     """Entries of ``missing`` that mean these channels and no others: variables, then levels, then channels."""
     names: list[str | int] = []
     for branch, schema in schemas.items():
-        gone, own = set(lacking.get(branch, ())), []
-        candidates = (*schema.names, *schema.levels, *schema.channels)
+        all_gone = lacking.get(branch, set())
+        gone, own = set(all_gone), list[str | int]()
+        candidates: tuple[str | int, ...] = (*schema.names, *schema.levels, *schema.channels)
         for name in candidates:
-            rest = schema.without(set(lacking.get(branch, ())) - gone)
-            meant = set(_named(name, branch, rest))
+            meant = set(_named(name, branch, schema.without(all_gone - gone)))  # of what is not named yet
             if meant and meant <= gone:
                 own.append(name)
                 gone -= meant
@@ -294,8 +306,8 @@ def _within(pieces: list[tuple], low: np.timedelta64, high: np.timedelta64) -> P
     """The part of consecutive pieces of time from ``low`` to ``high`` of their total, to the hour."""
     passed, rows = 0 * HOUR, []
     for start, end in pieces:
-        begin, finish = (start + np.clip(edge - passed, 0 * HOUR, end - start) for edge in (low, high))
-        rows += [tuple(str(time.astype("datetime64[h]")) for time in (begin, finish))] if begin < finish else []
+        begin, finish = ((start + np.clip(edge - passed, 0 * HOUR, end - start)).astype("datetime64[h]") for edge in (low, high))
+        rows += [(str(begin), str(finish))] if begin < finish else []
         passed = passed + (end - start)
     return tuple(rows)
 
@@ -356,6 +368,8 @@ def _default_stages(
 
 def _count(times: Mapping[str, np.ndarray], periods: Periods, steps: int) -> int:
     """Samples within periods."""
+    if not are_periods(periods):
+        return 0
     try:
         return len(window_starts(times["outer"], times["inner"], periods, steps))
     except TimeError:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -88,7 +89,7 @@ def train(
 class Way:
     """Where and how a run is done; for the meaning of each see `train`. Nothing of it decides the weights."""
 
-    folder: str | Path | None = None
+    folder: str | PathLike | None = None
     device: str | None = None
     sharded: bool = False
     memory: float = 4.0
