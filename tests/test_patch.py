@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from xscalemixer.nn.patch import Alignment, Deconvolution, LeadTimeModulation, PatchEmbedding, PredictionHead, TokenGrid
+from xscalemixer.nn.patch import (
+    Alignment,
+    Deconvolution,
+    LeadTimeModulation,
+    PatchEmbedding,
+    PredictionHead,
+    TokenGrid,
+    bilinear,
+)
 
 
 def globe(step=10.0, patch=2):
@@ -126,3 +134,30 @@ def test_head_depends_on_the_lead():
 def test_wrong_strides_are_refused():
     with pytest.raises(ValueError, match="must be as many and multiply to patch 4"):
         Deconvolution((8, 8), 1, (2, 3), box(40, 100, 1.0, (4, 4), 4))
+
+
+@pytest.mark.parametrize("turn", [-360.0, 0.0, 360.0])
+def test_whole_turns_change_nothing_in_a_driver_that_is_a_box(turn):
+    outer = TokenGrid(tuple(np.arange(52.0, 48.0, -0.5)), tuple(np.arange(-6.0, -2.0, 0.5)), 2)
+    lon = np.arange(-5.0, -3.0, 0.25)
+    inner = TokenGrid(tuple(np.arange(51.0, 49.0, -0.25)), tuple(lon + turn), 4)
+    index, weight = bilinear(outer, *inner.axes)
+    plain = TokenGrid(inner.latitude, tuple(lon), 4)
+    np.testing.assert_array_equal(Alignment.holders(outer, inner), Alignment.holders(outer, plain))
+    np.testing.assert_allclose(weight, bilinear(outer, *plain.axes)[1], atol=1e-12)
+    np.testing.assert_array_equal(index, bilinear(outer, *plain.axes)[0])
+
+
+def test_patches_of_padding_lie_where_their_cells_are():
+    """The last patch has one cell; its center is outside of the driver, the cell is in its corner."""
+    outer = TokenGrid((4.0, 3.0, 2.0, 1.0), (1.0, 2.0, 3.0, 4.0), 2)
+    inner = TokenGrid((1.2, 1.0, 0.8, 0.6), (3.6, 3.8, 4.0, 4.2), 3)
+    np.testing.assert_array_equal(Alignment.holders(outer, inner), [3, 3, 3, 3])
+
+
+def test_one_token_is_a_driver_too():
+    outer = TokenGrid((1.0, 0.0), (0.0, 1.0), 2)
+    inner = TokenGrid((1.0, 0.5, 0.0), (0.0, 0.5, 1.0), 2)
+    alignment = Alignment(outer, inner)
+    tokens = torch.randn(1, 1, 3)
+    torch.testing.assert_close(alignment.to_inner(tokens), tokens.expand(1, 4, 3))

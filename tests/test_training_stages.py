@@ -5,10 +5,11 @@ import pytest
 import torch
 import xarray as xr
 from torch.autograd.graph import saved_tensors_hooks
-from train_tiny import PERIODS, small_config, small_tree
+from train_tiny import PERIODS, small_config, small_tree, stages
 from worlds import OUTER
 
 import xscalemixer as xsm
+from xscalemixer.errors import InputError
 from xscalemixer.nn.scalemixer import CoupledModel, SamplerConfig
 from xscalemixer.state import HOURS
 from xscalemixer.training import data, objectives
@@ -212,3 +213,21 @@ def test_loss_is_that_of_the_objective_by_name(world):
     wanted = ((start - end)[:, :2].abs().mean((0, 1, 3)) * weights).mean()  # two levels
     torch.testing.assert_close(z, wanted)
     assert value.item() > 0
+
+
+# --- around a global network that is trained already
+
+
+def test_a_global_network_is_taken_over_whatever_its_groups(tree):
+    first = xsm.train(small_config(stages=stages(2)[:1]), tree)
+    one_block = {"sunlit_channel": 6, "inner": {"depth": 1}, "blocks": 1}
+    model = xsm.train(small_config(stages=stages(2)[1:2], network=one_block), tree, outer=first)
+    for known, parameter in zip(first.network.outer.parameters(), model.network.outer.parameters(), strict=True):
+        assert torch.equal(known, parameter)
+    assert len(model.network.mixers) == 1 and model.outer.stats == first.outer.stats
+
+
+def test_another_global_network_is_refused(tree):
+    first = xsm.train(small_config(stages=stages(2)[:1]), tree)
+    with pytest.raises(InputError, match="around the global network of 'tiny': its width, outer.depth differ. Choose size="):
+        xsm.train(small_config(stages=stages(2)[1:2], network={"width": 64, "outer": {"depth": 2}}), tree, outer=first)

@@ -24,6 +24,7 @@ _LAZY = {
     "load": "pretrained",
     "models": "pretrained",
     "train": "training",
+    "finetune": "training",
     "TrainConfig": "training",
     "Stage": "training",
     "score": "verification",

@@ -1,4 +1,4 @@
-"""Command line: ``python -m xscalemixer demo | check FILE | forecast FILE | train CONFIG | models``."""
+"""Command line: ``python -m xscalemixer demo | check FILE | forecast FILE | train CONFIG | finetune | models``."""
 
 from __future__ import annotations
 
@@ -65,20 +65,35 @@ def _parser() -> argparse.ArgumentParser:
 def _add_training(commands: Any) -> None:
     train = commands.add_parser("train", help="train a model from scratch; torchrun -m xscalemixer train ... for many devices")
     train.add_argument("config", type=Path, help='JSON of a TrainConfig, and "data" if no option names them')
-    train.add_argument(
-        "--global", dest="outer", nargs="+", metavar="FILE", help="driver, every 1, 2, 3 or 6 hours: files or patterns"
-    )
-    train.add_argument("--regional", nargs="+", metavar="FILE", help="hourly analyses of the region: files or patterns")
-    train.add_argument("--data", metavar="TREE", help="both in one Zarr store, groups /global and /regional")
     train.add_argument("--output", type=Path, help="model folder to write; default: the name in the config")
-    train.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
-    train.add_argument("--runs", type=Path, help="folder of stages and checkpoints; default: runs/NAME")
-    train.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA devices if there are any")
-    train.add_argument("--sharded", action="store_true", help="spread the parameters over the processes of torchrun (FSDP2)")
-    train.add_argument("--memory", type=float, default=4.0, help="GiB of fields to hold in memory (4)")
-    train.add_argument("--skip", type=float, default=0.01, help="share of the times that may be left out for bad values (0.01)")
-    train.add_argument("--workers", type=int, default=2, help="threads that read samples (2)")
     train.set_defaults(run=_train)
+    finetune = commands.add_parser("finetune", help="adapt a trained model to another region, driver or set of variables")
+    finetune.add_argument("output", type=Path, help="model folder to write")
+    finetune.add_argument("--model", help="name or folder of the model to start from; see the command models")
+    finetune.add_argument("--epochs", type=float, default=5, help="how often each stage sees each sample (5)")
+    finetune.add_argument("--missing", nargs="+", default=(), metavar="NAME", help="variables or levels to do without")
+    finetune.add_argument("--statistics", default="new", choices=("new", "keep"), help="of the training periods, or the model's")
+    finetune.add_argument("--rank", type=int, help="train low-rank adapters of this rank instead of whole layers")
+    for name in ("train", "validation", "test"):
+        finetune.add_argument(
+            f"--{name}", nargs=2, action="append", metavar=("START", "END"), help=f"a {name} period; repeatable"
+        )
+    finetune.set_defaults(run=_finetune)
+    for command in (train, finetune):
+        command.add_argument("--global", dest="outer", nargs="+", metavar="FILE", help="driver, every 1, 2, 3 or 6 hours: files")
+        command.add_argument("--regional", nargs="+", metavar="FILE", help="hourly analyses of the region: files or patterns")
+        command.add_argument("--data", metavar="TREE", help="both in one Zarr store, groups /global and /regional")
+        command.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+        command.add_argument("--runs", type=Path, help="folder of stages and checkpoints; default: runs/NAME")
+        command.add_argument("--device", choices=("cuda", "cpu"), help="default: CUDA devices if there are any")
+        command.add_argument(
+            "--sharded", action="store_true", help="spread the parameters over the processes of torchrun (FSDP2)"
+        )
+        command.add_argument("--memory", type=float, default=4.0, help="GiB of fields to hold in memory (4)")
+        command.add_argument(
+            "--skip", type=float, default=0.01, help="share of the times that may be left out for bad values (0.01)"
+        )
+        command.add_argument("--workers", type=int, default=2, help="threads that read samples (2)")
 
 
 def _say(text: object) -> None:
@@ -131,22 +146,38 @@ def _train(options: argparse.Namespace) -> int:
     places = settings.pop("data", None)
     config = xsm.TrainConfig.from_dict(settings)
     output = options.output or Path(config.name)
+    _require_place(output, options)
+    _save(xsm.train(config, _tree(options, places), **_way(options, config.name)), output, options)
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    _require_place(options.output, options)
+    names = ("model", "epochs", "missing", "statistics", "rank")
+    periods = {
+        name: tuple(map(tuple, getattr(options, name))) for name in ("train", "validation", "test") if getattr(options, name)
+    }
+    settings = {name: getattr(options, name) for name in names}
+    model = xsm.finetune(_tree(options, None), **settings, **periods, **_way(options, options.output.name))
+    _save(model, options.output, options)
+    return 0
+
+
+def _require_place(output: Path, options: argparse.Namespace) -> None:
     if output.exists() and not options.overwrite:
-        raise xsm.CheckpointError(f"{output} exists", ["choose another --output, or pass --overwrite to replace it in the end"])
-    model = xsm.train(
-        config,
-        _tree(options, places),
-        folder=options.runs or Path("runs") / config.name,
-        device=options.device,
-        sharded=options.sharded,
-        memory=options.memory,
-        skip=options.skip,
-        workers=options.workers,
-    )
+        raise xsm.CheckpointError(f"{output} exists", ["choose another folder, or pass --overwrite to replace it in the end"])
+
+
+def _way(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Where and how a training is done."""
+    folder = options.runs or Path("runs") / name
+    return {"folder": folder, **{key: getattr(options, key) for key in ("device", "sharded", "memory", "skip", "workers")}}
+
+
+def _save(model: Any, output: Path, options: argparse.Namespace) -> None:
     if _is_first():
         model.save(output, overwrite=options.overwrite)
-        _say(f"{config.name}: {output}")
-    return 0
+        _say(f"{model.name}: {output}")
 
 
 def _settings(path: Path) -> dict:

@@ -63,7 +63,7 @@ class DatasetAccessor:
 
 @xr.register_datatree_accessor("scalemixer")
 class TreeAccessor:
-    """Forecasts from a DataTree with ``/global`` and ``/regional``; holds nothing but the tree."""
+    """Forecasts from, and training on, a DataTree with ``/global`` and ``/regional``; holds nothing but the tree."""
 
     def __init__(self, tree: xr.DataTree):
         self._tree = tree
@@ -83,3 +83,7 @@ class TreeAccessor:
     def key_positions(self, **kwargs) -> xr.Dataset:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._tree, **kwargs)
+
+    def finetune(self, model=None, **kwargs):
+        """See `xscalemixer.finetune`."""
+        return xscalemixer.finetune(self._tree, model, **kwargs)

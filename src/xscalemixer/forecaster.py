@@ -15,7 +15,8 @@ from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
-from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
+from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.regridding import Regridder
 from xscalemixer.state import HOURS, State, calendar_features, inner_insolation, outer_insolation
 from xscalemixer.variables import Schema, Stats
@@ -37,6 +38,11 @@ class Branch:
     schema: Schema
     grid: Grid
     stats: Stats
+
+    @property
+    def sunlit_scale(self) -> float:
+        """W m-2 per unit of normalized insolation: the std of ``ssrd``, without it a quarter of the solar constant."""
+        return self.stats.std["ssrd"] if "ssrd" in self.schema.names else SOLAR_CONSTANT / 4
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -207,7 +213,7 @@ class Forecaster:
     @property
     def sunlit_scale(self) -> float:
         """W m-2 per unit of normalized insolation."""
-        return self.inner.stats.std["ssrd"]
+        return self.inner.sunlit_scale
 
     def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
         """Physical limits of the regional variables; no sunshine while the sun is down.
@@ -218,6 +224,8 @@ class Forecaster:
         insolation : Tensor, shape (B, 6, h, w), W m-2
         """
         inner = inner.clamp(*self._limits)
+        if "ssrd" not in self.inner.schema.names:
+            return inner
         c = self.inner.schema.channels.index("ssrd")
         sunlit = inner[:, :, c] * (insolation > 0)
         return torch.cat([inner[:, :, :c], sunlit[:, :, None], inner[:, :, c + 1 :]], 2)
@@ -233,7 +241,7 @@ class Forecaster:
         """Inputs of the cold start: surface fields carried to the regional terrain, statics and the hour.
 
         Interpolated bilinearly; temperature follows the standard lapse rate and pressure the hypsometric equation
-        between the smooth and the actual terrain.
+        between the smooth and the actual terrain, at that temperature (where it is not guessed, of the standard atmosphere).
 
         Parameters
         ----------
@@ -251,9 +259,13 @@ class Forecaster:
         smooth = to_inner(self.network.outer.statics[:1].cpu().numpy())[0]
         statics = self.network.inner.statics.cpu().numpy()
         rise = (statics[0] - smooth) * 1000.0  # m
-        t2m, sp = names.index("t2m"), names.index("sp")
-        guess[:, t2m] -= LAPSE_RATE * rise
-        guess[:, sp] = pressure_at_altitude(guess[:, sp], smooth * 1000.0, statics[0] * 1000.0, guess[:, t2m])
+        temperature = standard_temperature(statics[0] * 1000.0)
+        if "t2m" in names:
+            t2m = names.index("t2m")
+            temperature = guess[:, t2m] = guess[:, t2m] - LAPSE_RATE * rise
+        if "sp" in names:
+            sp = names.index("sp")
+            guess[:, sp] = pressure_at_altitude(guess[:, sp], smooth * 1000.0, statics[0] * 1000.0, temperature)
         channels = list(self.cold_start.config.guessed)
         mean, std = (a.cpu().numpy()[channels] for a in (self.scale_inner.mean, self.scale_inner.std))
         shape = (guess.shape[0], 1, *rise.shape)

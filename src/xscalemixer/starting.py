@@ -17,7 +17,7 @@ from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.physics.humidity import Phase
-from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
 from xscalemixer.state import HOUR, HOURS, State, fields_of
@@ -188,10 +188,11 @@ def _on_model_grid(
         return fields_of(canonical[names], branch.schema), west_negative
     moved = regrid(canonical[[*names, *(["orog"] if "orog" in canonical and terrain_of_model is not None else [])]], branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
-    if terrain_of_model is not None and "orog" in moved:
+    carried = " and ".join(name for name in ("t2m", "sp") if name in names)
+    if terrain_of_model is not None and carried and "orog" in moved:
         moved = _onto_terrain(moved, terrain_of_model)
-        report.assume(what, "t2m and sp moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
-    elif terrain_of_model is not None:
+        report.assume(what, f"{carried} moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
+    elif terrain_of_model is not None and carried:
         report.warn(what, "no orography; its surface fields are taken as if they lay on the model's terrain")
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
@@ -204,8 +205,10 @@ def _on_model_grid(
 
 def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
     """Carry t2m and sp from the dataset's orography to the terrain of the model, shape (H, W), m."""
-    t2m = ds["t2m"] - LAPSE_RATE * (terrain - ds["orog"])
-    return ds.assign(t2m=t2m, sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, t2m))
+    temperature = ds["t2m"] - LAPSE_RATE * (terrain - ds["orog"]) if "t2m" in ds else standard_temperature(terrain)
+    if "t2m" in ds:
+        ds = ds.assign(t2m=temperature)
+    return ds.assign(sp=pressure_at_altitude(ds["sp"], ds["orog"], terrain, temperature)) if "sp" in ds else ds
 
 
 def minute(time: np.datetime64) -> str:

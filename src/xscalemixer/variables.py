@@ -173,6 +173,16 @@ class Schema:
         """All pressure levels used, ascending, hPa."""
         return tuple(sorted({level for variable in self.variables for level in variable.levels}))
 
+    def without(self, channels: Iterable[str]) -> Schema:
+        """The same schema without some channels; variables on levels keep the others."""
+        gone, left = set(channels), []
+        for variable in self.variables:
+            if not variable.levels:
+                left += [] if variable.name in gone else [variable]
+            elif levels := [n for n, name in zip(variable.levels, variable.channels, strict=True) if name not in gone]:
+                left.append(variable.at(levels))
+        return Schema(tuple(left))
+
     def __getitem__(self, name: str) -> Variable:
         for variable in self.variables:
             if variable.name == name:

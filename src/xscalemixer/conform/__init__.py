@@ -14,7 +14,7 @@ import xarray as xr
 
 from xscalemixer.conform.derive import RECIPES, Recipe, derive, plan, relative_humidity_phase
 from xscalemixer.conform.grid import to_canonical_grid
-from xscalemixer.conform.levels import onto_levels
+from xscalemixer.conform.levels import levels_apart, onto_levels
 from xscalemixer.conform.quality import check
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.source import Source
@@ -23,9 +23,20 @@ from xscalemixer.errors import GridError, SchemaError
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
-__all__ = ["Holdings", "conform", "holdings", "require_dataset", "translate", "valid_times", "whole_hours"]
+__all__ = [
+    "Holdings",
+    "absent",
+    "conform",
+    "holdings",
+    "on_canonical_axes",
+    "require_dataset",
+    "translate",
+    "valid_times",
+    "whole_hours",
+]
 
 _STATICS = ("orog", "lsm")
+_MAX_RATIO = 1.5
 
 
 def conform(
@@ -34,7 +45,7 @@ def conform(
     *,
     times: np.ndarray | None = None,
     rh_phase: str | None = None,
-    max_level_ratio: float = 1.5,
+    max_level_ratio: float = _MAX_RATIO,
     skip: float | None = None,
     title: str = "this dataset",
 ) -> tuple[xr.Dataset, Report]:
@@ -83,6 +94,35 @@ def conform(
     ds = to_canonical_grid(ds, report)
     fields = _collect(ds, schema, rh_phase, max_level_ratio, skip, report)
     return _with_projection(_assemble(fields, schema), ds, report), report
+
+
+def on_canonical_axes(ds: xr.Dataset, report: Report) -> xr.Dataset:
+    """A dataset with valid times and canonical horizontal axes, all else as it is; problems go to the report."""
+    return to_canonical_grid(to_valid_time(_plain(ds), report, None), report)
+
+
+def absent(ds: xr.Dataset, schema: Schema) -> tuple[str, ...]:
+    """Channels of a schema that `conform` cannot get from a dataset because nothing there holds or determines them.
+
+    What is there but cannot be used (units, values) is not absent. Nothing but coordinates is computed.
+
+    Parameters
+    ----------
+    ds : xr.Dataset
+        With canonical axes, see `on_canonical_axes`.
+    schema : Schema
+    """
+    held = holdings(ds)
+    missing: list[str] = []
+    for variable in schema.variables:
+        if variable.name in held.doubtful:
+            continue
+        if variable.name not in held.levels:
+            missing += variable.channels
+        elif variable.levels:
+            apart = levels_apart(np.array(held.levels[variable.name], "f8"), variable.levels, _MAX_RATIO)
+            missing += [f"{variable.name}_{level}" for level in apart]
+    return tuple(missing)
 
 
 def translate(ds: xr.Dataset, schema: Schema, report: Report, *, dims: tuple[str, ...] = ("time",)) -> xr.Dataset:

@@ -11,7 +11,7 @@ from xscalemixer.physics.pressure import extend_geopotential
 from xscalemixer.report import Report
 from xscalemixer.units import conversion, is_pressure
 
-__all__ = ["extend_below_ground", "fill_below_ground", "needed_levels", "onto_levels", "pressure_levels"]
+__all__ = ["extend_below_ground", "fill_below_ground", "levels_apart", "needed_levels", "onto_levels", "pressure_levels"]
 
 _NAMES = {"level", "lev", "levels", "plev", "pressure", "pressure_level", "pres", "isobaric", "isobaricinhpa", "isobaricinpa"}
 
@@ -62,18 +62,21 @@ def onto_levels(array: xr.DataArray, wanted: tuple[int, ...], max_ratio: float, 
     a factor of at most ``max_ratio``; all others are reported in one finding, and None is returned.
     """
     native = array["level"].values
-    brackets = {level: (native[native < level][-1:], native[native > level][:1]) for level in wanted if level not in native}
-    apart = [
-        level for level, (above, below) in brackets.items() if not (above.size and below.size) or below[0] / above[0] > max_ratio
-    ]
-    if apart:
+    if apart := levels_apart(native, wanted, max_ratio):
         found = f"levels {_list(apart)} hPa are missing; the data have {_list(native)} hPa"
         needed = f"these levels, or neighbors whose pressures differ by a factor of at most {max_ratio:g} to interpolate between"
         report.error(str(array.name), found, needed, "Get these levels, or choose a model that needs fewer")
         return None
-    if brackets:
-        report.assume(str(array.name), f"interpolated linearly in log pressure to {_list(brackets)} hPa")
-    return _interpolate(array, wanted) if brackets else array.sel(level=list(wanted))
+    if between := [level for level in wanted if level not in native]:
+        report.assume(str(array.name), f"interpolated linearly in log pressure to {_list(between)} hPa")
+    return _interpolate(array, wanted) if between else array.sel(level=list(wanted))
+
+
+def levels_apart(native: np.ndarray, wanted: tuple[int, ...], max_ratio: float) -> list[int]:
+    """Wanted levels (hPa) that are absent from native ones (ascending) and have no near neighbors to interpolate between."""
+    brackets = {level: (native[native < level][-1:], native[native > level][:1]) for level in wanted if level not in native}
+    near = lambda above, below: above.size and below.size and below[0] / above[0] <= max_ratio
+    return [level for level, neighbors in brackets.items() if not near(*neighbors)]
 
 
 def _interpolate(array: xr.DataArray, wanted: tuple[int, ...]) -> xr.DataArray:

@@ -280,10 +280,14 @@ class Alignment(nn.Module):
 
 
 def _holding_rows_and_columns(outer: TokenGrid, inner: TokenGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the outer token that contains each inner row and column."""
+    """Row and column of the outer token that contains each inner row and column.
+
+    Patches that are mostly padding count as where their outermost cell is: their center may lie outside the driver.
+    """
     (lat_edges, lon_edges), (lat, lon) = outer.edges, inner.axes
-    if outer.periodic:
-        lon = lon_edges[0] + (lon - lon_edges[0]) % 360.0
+    lat = np.clip(lat, inner.latitude[-1], inner.latitude[0])
+    lon = np.clip(lon, inner.longitude[0], inner.longitude[-1])
+    lon = lon_edges[0] + (lon - lon_edges[0]) % 360.0 if outer.periodic else _in_turn_of(lon_edges, lon)
     rows, columns = _containing(lat_edges, lat), _containing(lon_edges, lon)
     if (rows < 0).any() or (columns < 0).any():
         raise ValueError("the region lies partly outside the driver's domain")
@@ -292,9 +296,15 @@ def _holding_rows_and_columns(outer: TokenGrid, inner: TokenGrid) -> tuple[np.nd
 
 def _containing(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Index of the cell that contains each value; -1 outside. Edges may descend."""
-    sign = np.sign(edges[-1] - edges[0])
-    index = np.searchsorted(sign * edges, sign * values, side="right") - 1
-    return np.where((index < 0) | (index >= edges.size - 1), -1, index)
+    sign, tolerance = np.sign(edges[-1] - edges[0]), 1e-6
+    edges, values = sign * edges, sign * values
+    index = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, edges.size - 2)
+    return np.where((values < edges[0] - tolerance) | (values > edges[-1] + tolerance), -1, index)
+
+
+def _in_turn_of(axis: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """Longitudes moved by whole turns to within 180 degrees of the middle of an axis."""
+    return longitude + 360.0 * np.round(((axis[0] + axis[-1]) / 2 - longitude) / 360.0)
 
 
 def _nests(outer: TokenGrid, inner: TokenGrid, rows: np.ndarray, columns: np.ndarray) -> bool:
@@ -314,6 +324,8 @@ def _nests(outer: TokenGrid, inner: TokenGrid, rows: np.ndarray, columns: np.nda
 
 def bilinear(outer: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices and weights (N_r, 4) of the outer tokens around each point of lat x lon; edges hold their value."""
+    if not outer.periodic:
+        lon = _in_turn_of(outer.axes[1], np.asarray(lon))
     r0, r1, fr = _neighbors(outer.axes[0], lat, None)
     c0, c1, fc = _neighbors(outer.axes[1], lon, 360.0 if outer.periodic else None)
     width = outer.shape[1]
@@ -324,6 +336,9 @@ def bilinear(outer: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.nda
 
 def _neighbors(axis: np.ndarray, values: np.ndarray, period: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lower and upper neighbor and the fraction between them, on a monotonic axis that may be periodic."""
+    if axis.size == 1:
+        zeros = np.zeros(values.size, dtype=int)
+        return zeros, zeros, np.zeros(values.size)
     if period:
         axis = np.append(axis, axis[0] + period)
         values = axis[0] + (values - axis[0]) % period

@@ -56,6 +56,7 @@ __all__ = [
     "ScaleMixerConfig",
     "Step",
     "Tower",
+    "with_fitting_keys",
 ]
 
 # ---------------------------------------------------------------------------------------------------- configuration
@@ -564,6 +565,13 @@ class KeyPositionSampler(nn.Module):
         return self.norm(chosen) * (self.config.cap * torch.tanh(relative / self.config.cap))[..., None]
 
 
+def with_fitting_keys(config: ScaleMixerConfig, keys: int) -> ScaleMixerConfig:
+    """The same network with so many keys, or as many as there are global tokens that may become keys."""
+    one = dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, keys=1))
+    fitting = min(keys, int(_key_domain(one).sum()))
+    return dataclasses.replace(config, sampler=dataclasses.replace(config.sampler, keys=fitting))
+
+
 def _key_domain(config: ScaleMixerConfig) -> np.ndarray:
     """Global tokens that may become keys, shape (N_g,) bool."""
     grid, halo = config.outer.tokens, config.sampler.halo
@@ -631,7 +639,10 @@ class ScaleMixer(nn.Module):
     def _register_extent(self):
         lat, lon = self.outer_grid.axes
         edge_lat, edge_lon = self.inner_grid.edges
-        size = [abs(lat[0] - lat[-1]) / (len(lat) - 1), (lon[-1] - lon[0]) / (len(lon) - 1)]
+        size = [
+            abs(np.diff(axis).mean() if axis.size > 1 else np.diff(edges).item())
+            for axis, edges in zip((lat, lon), self.outer_grid.edges, strict=True)
+        ]
         register = lambda name, value: self.register_buffer(name, torch.tensor(value, dtype=torch.float32), persistent=False)
         register("patch_size", size)
         register("box_edges", [[edge_lat[-1], edge_lon[0]], [edge_lat[0], edge_lon[-1]]])

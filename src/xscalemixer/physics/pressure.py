@@ -18,6 +18,7 @@ __all__ = [
     "hypsometric_pressure",
     "pressure_at_altitude",
     "standard_geopotential",
+    "standard_temperature",
 ]
 
 Array = TypeVar("Array", bound=Any)
@@ -106,6 +107,11 @@ def extend_geopotential(geopotential_above: Array, pressure_above: Array, temper
     """
     growth = (pressure / pressure_above) ** (R_DRY * LAPSE_RATE / GRAVITY)
     return geopotential_above - GRAVITY * temperature_above / LAPSE_RATE * (growth - 1.0)
+
+
+def standard_temperature(altitude: Array) -> Array:
+    """Temperature in K of the ICAO standard atmosphere at an altitude in m in the troposphere."""
+    return 288.15 - LAPSE_RATE * altitude
 
 
 def standard_geopotential(pressure: Array) -> Array:

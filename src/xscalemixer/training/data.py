@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,15 +26,105 @@ from xscalemixer.report import Report
 from xscalemixer.samples import GlobalPairs, LazyFields, Series, Windows, pair_starts, survey, window_starts
 from xscalemixer.state import HOUR, HOURS, statics_of
 from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
-from xscalemixer.variables import REGIONAL, Schema
+from xscalemixer.variables import REGIONAL, Schema, Stats
 
-__all__ = ["OUTER", "ColdStartSamples", "TrainingData", "network_config"]
+__all__ = [
+    "GROUPS",
+    "OUTER",
+    "AroundGlobal",
+    "ColdStartSamples",
+    "Contract",
+    "FromScratch",
+    "TrainingData",
+    "grid_digest",
+    "groups_of",
+    "network_config",
+]
 
 log = logging.getLogger(__name__)
 
 LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
 OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
+GROUPS = {"outer": "global", "inner": "regional"}  # branches, and where their data are in a tree
 SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
+
+
+class Contract(Protocol):
+    """What the model to be trained asks of the data, and the network it puts on them.
+
+    Attributes
+    ----------
+    schemas : dict of Schema
+        By ``"outer"`` and ``"inner"``.
+    cold_start : dict of int
+        Width and depth of the cold-start network, where they are not the usual ones.
+    words, advice : str
+        What the network is called, and what to change where it does not fit.
+    """
+
+    schemas: dict[str, Schema]
+    cold_start: dict[str, int]
+    words: str
+    advice: str
+
+    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+        """The network on these grids and channels."""
+
+    def stats(self, name: str, grid: Grid) -> Stats | None:
+        """Statistics that a branch brings with it; None: those of the training periods."""
+
+
+class FromScratch:
+    """The configured preset on all variables."""
+
+    advice = "Change network= or size= of the TrainConfig"
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.schemas = config, {"outer": OUTER, "inner": REGIONAL}
+        self.cold_start: dict[str, int] = {}
+        self.words = f"size={config.size!r}, network={config.network}"
+
+    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+        """The configured preset."""
+        return network_config(getattr(ScaleMixerConfig, self.config.size)(**self.config.network), outer, inner)
+
+    def stats(self, name: str, grid: Grid) -> Stats | None:
+        """None."""
+
+
+class AroundGlobal(FromScratch):
+    """The configured preset around a global network that is trained already, with the channels and statistics of that."""
+
+    advice = "Choose size=, network= and the global grid as they were for that model"
+
+    def __init__(self, config: TrainConfig, base: Forecaster):
+        super().__init__(config)
+        self.base = base
+        self.schemas["outer"] = base.outer.schema
+        self.words += f" around the global network of {base.name!r}"
+
+    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+        """The configured preset; ValueError where it has another global network."""
+        settings, known = super().network(outer, inner), self.base.network.config
+        names = ("width", "heads", "mlp_ratio", "output", "positions")
+        different = [name for name in names if getattr(settings, name) != getattr(known, name)]
+        parts = asdict(settings.outer), asdict(known.outer)
+        different += [f"outer.{name}" for name in parts[0] if parts[0][name] != parts[1][name] and name != "drop_path"]
+        if different:
+            raise ValueError(f"its {', '.join(different)} differ")
+        return settings
+
+    def stats(self, name: str, grid: Grid) -> Stats | None:
+        """Those of the global branch."""
+        return self.base.outer.stats if name == "outer" else None
+
+    def put_into(self, model: Forecaster) -> Forecaster:
+        """Load the weights of the global network; its layers may be grouped otherwise."""
+        values = list(self.base.network.outer.parameters())
+        with torch.no_grad():
+            for parameter, value in zip(model.network.outer.parameters(), values, strict=True):
+                parameter.copy_(value)
+        return model
 
 
 @dataclass(frozen=True)
@@ -61,6 +152,7 @@ class TrainingData:
         cls,
         config: TrainConfig,
         tree: xr.DataTree,
+        contract: Contract | None = None,
         *,
         memory: float = 4.0,
         skip: float = 0.01,
@@ -71,6 +163,8 @@ class TrainingData:
 
         Parameters
         ----------
+        contract : Contract, optional
+            By default that of a model from scratch.
         memory : float
             GiB of fields that are held in memory; of a larger dataset only what a sample needs is read.
         skip : float
@@ -87,24 +181,26 @@ class TrainingData:
             With every problem of the settings and of both groups.
         """
         report = Report(f"training of {config.name!r}") if report is None else report
+        contract = FromScratch(config) if contract is None else contract
         check_settings(config, report)
         if not 0 <= skip < 1:
             report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
-        sources = _sources(tree, skip, report)
+        sources = _sources(tree, contract.schemas, skip, report)
         if len(sources) == 2:
-            _check_together(config, sources["outer"], sources["inner"], min_samples, report)
+            _check_together(config, contract, sources["outer"], sources["inner"], min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
         lazy = _too_large(sources, memory)
         branches, series, statics, digests = {}, {}, {}, {}
-        for name, zero_mean in (("outer", ()), ("inner", ("ssrd",))):
-            source = sources[name]
+        for name, source in sources.items():
+            zero_mean = ("ssrd",) if name == "inner" and "ssrd" in source.schema.names else ()
             series[name] = Series.of(source.ds, source.schema, lazy=lazy and source.is_lazy)
             _warn_of_chunks(name, series[name], config, report)
             about = f"training periods of {config.name}"
-            stats, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
+            found, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
+            stats = contract.stats(name, source.grid) or found
             branches[name] = Branch(source.schema, source.grid, stats)
             statics[name] = statics_of(source.ds)
-            digests[f"{name} grid"] = _digest(np.array(source.grid.latitude), np.array(source.grid.longitude))
+            digests[f"{name} grid"] = grid_digest(source.grid)
             digests[f"{name} statistics"] = _digest(*stats.arrays(source.schema))
             digests[f"{name} data"] = f"{digest} {_digest(statics[name])}"
         for finding in report.select("warning"):
@@ -123,7 +219,11 @@ class TrainingData:
 
     def fresh_model(self, config: TrainConfig) -> Forecaster:
         """A model of the configured size on these grids, with random weights."""
-        settings = network_config(config, self.outer, self.inner)
+        return self.model(FromScratch(config), config)
+
+    def model(self, contract: Contract, config: TrainConfig) -> Forecaster:
+        """The network of a contract on these grids, with random weights and the name and calendar of the settings."""
+        settings = contract.network(self.outer, self.inner)
         if settings.coupling in DRIVEN:
             settings = replace(settings, shared=_shared_channels(self.outer, self.inner))
         network = CoupledModel(settings)
@@ -131,14 +231,19 @@ class TrainingData:
         network.inner.statics.copy_(torch.from_numpy(self.statics["inner"]))
         channels = self.inner.schema.channels
         cold = ColdStartConfig(
-            inputs=len(self.guessed) + 5, channels=len(channels), guessed=self.guessed, sunlit_channel=channels.index("ssrd")
+            inputs=len(self.guessed) + 5,
+            channels=len(channels),
+            guessed=self.guessed,
+            sunlit_channel=channels.index("ssrd") if "ssrd" in channels else None,
+            **contract.cold_start,
         )
         return Forecaster(config.name, network, ColdStart(cold), self.outer, self.inner, calendar=config.calendar)
 
     @property
     def guessed(self) -> tuple[int, ...]:
-        """Regional channels that a cold start begins with."""
-        return tuple(self.inner.schema.channels.index(name) for name in SURFACE_GUESS)
+        """Regional channels that a cold start begins with: those that the driver has too."""
+        names = [name for name in SURFACE_GUESS if name in self.outer.schema.names and name in self.inner.schema.names]
+        return tuple(self.inner.schema.channels.index(name) for name in names)
 
     def season_shift(self, stage: Stage) -> SeasonShift | None:
         """The augmentation of a stage."""
@@ -151,7 +256,7 @@ class TrainingData:
         """Normalized training windows."""
         grids = (self.outer.grid, self.inner.grid)
         scales = tuple(branch.stats.arrays(branch.schema) for branch in (self.outer, self.inner))
-        scale = self.inner.stats.std["ssrd"]
+        scale = self.inner.sunlit_scale
         return Windows(self.series["outer"], self.series["inner"], grids, scales, periods, steps, scale, calendar)
 
     def pairs(self, periods: Periods) -> GlobalPairs:
@@ -175,6 +280,11 @@ class ColdStartSamples(Dataset):
     def __getitem__(self, item: int) -> dict[str, Tensor]:
         sample, i = self.windows[item], self.windows.starts[item][0]
         return {"fields": self._first_guess(i), "sun": sample["inner_forcing"][0, :HOURS], "inner": sample["inner"][:HOURS]}
+
+
+def grid_digest(grid: Grid) -> str:
+    """A short hash that tells grids apart."""
+    return _digest(np.array(grid.latitude), np.array(grid.longitude))
 
 
 def _digest(*arrays: np.ndarray) -> str:
@@ -205,20 +315,25 @@ class _Source:
         return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
 
 
-def _sources(tree: xr.DataTree, skip: float, report: Report) -> dict[str, _Source]:
-    """The groups that can be used, by branch; problems go to the report."""
+def groups_of(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
+    """The groups that are there, by branch; problems go to the report."""
     build = 'Build it: xr.DataTree.from_dict({"/global": ds, "/regional": analyses})'
     if not isinstance(tree, xr.DataTree):
         report.error("data", f"a {type(tree).__name__}", "a DataTree with '/global' and '/regional'", build)
         return {}
-    found = {}
-    branches = {"outer": ("global", OUTER, (1, 2, 3, HOURS)), "inner": ("regional", REGIONAL, (1,))}
-    for branch, (group, schema, hours) in branches.items():
-        if group not in tree.children:
-            report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
-        elif source := _source(tree[group].to_dataset(), f"/{group}", schema, hours, skip, report):
-            found[branch] = source
-    return found
+    for group in (group for group in GROUPS.values() if group not in tree.children):
+        report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
+    return {branch: tree[group].to_dataset() for branch, group in GROUPS.items() if group in tree.children}
+
+
+def _sources(tree: xr.DataTree, schemas: dict[str, Schema], skip: float, report: Report) -> dict[str, _Source]:
+    """The groups that can be used, by branch; problems go to the report."""
+    hours = {"outer": (1, 2, 3, HOURS), "inner": (1,)}
+    found = {
+        branch: _source(ds, f"/{GROUPS[branch]}", schemas[branch], hours[branch], skip, report)
+        for branch, ds in groups_of(tree, report).items()
+    }
+    return {branch: source for branch, source in found.items() if source is not None}
 
 
 def _source(ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], skip: float, report: Report) -> _Source | None:
@@ -268,7 +383,9 @@ def _warn_of_chunks(name: str, series: Series, config: TrainConfig, report: Repo
 # ---------------------------------------------------------------------------------------------------- data with settings
 
 
-def _check_together(config: TrainConfig, outer: _Source, inner: _Source, min_samples: int, report: Report) -> None:
+def _check_together(
+    config: TrainConfig, contract: Contract, outer: _Source, inner: _Source, min_samples: int, report: Report
+) -> None:
     """The region lies in the driver, the network fits on both, and windows fit into the periods."""
     if share := outer.grid.outside(inner.grid):
         found = f"{100 * share:.0f} % of the regional grid ({inner.grid}) lies outside the global one ({outer.grid})"
@@ -276,10 +393,9 @@ def _check_together(config: TrainConfig, outer: _Source, inner: _Source, min_sam
     elif config.size in SIZES:
         try:
             with torch.device("meta"):
-                network = CoupledModel(network_config(config, outer, inner))
+                network = CoupledModel(contract.network(outer, inner))
         except (AttributeError, TypeError, ValueError) as error:
-            fix = "Change network= or size= of the TrainConfig"
-            report.error("network", f"size={config.size!r}, network={config.network}: {error}", fix=fix, kind=InputError)
+            report.error("network", f"{contract.words}: {error}", fix=contract.advice, kind=InputError)
         else:
             _check_caches(config, network.config, report)
     _check_samples(config, outer.ds["time"].values, inner.ds["time"].values, min_samples, report)
@@ -328,17 +444,19 @@ def _check_caches(config: TrainConfig, network: ScaleMixerConfig, report: Report
             report.error(subject, "cache=True and season_shift", "one of them; shifted samples differ each time", kind=InputError)
 
 
-def network_config(config: TrainConfig, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
-    """The configured preset on these grids, channels, statics and forcings; patches start where global patches do."""
-    preset = getattr(ScaleMixerConfig, config.size)(**config.network)
+def network_config(settings: ScaleMixerConfig, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+    """A network on these grids, channels, statics and forcings; patches start where global patches do."""
     place = lambda branch, forcings: {
         "latitude": branch.grid.latitude, "longitude": branch.grid.longitude,
         "periodic": branch.grid.periodic, "channels": len(branch.schema), "statics": 2, "forcings": forcings,
     }  # fmt: skip
-    outer_config = replace(preset.outer, **place(outer, 2))
-    inner_config = replace(preset.inner, **place(inner, 2 * HOURS), offset=(0, 0))
+    outer_config = replace(settings.outer, **place(outer, 2))
+    inner_config = replace(settings.inner, **place(inner, 2 * HOURS), offset=(0, 0))
     offset = _nesting_offset(outer_config.tokens.edges, inner.grid, inner_config.patch)
-    return replace(preset, outer=outer_config, inner=replace(inner_config, offset=offset))
+    sunlit = None
+    if settings.sunlit_channel is not None and "ssrd" in inner.schema.channels:
+        sunlit = inner.schema.channels.index("ssrd")
+    return replace(settings, outer=outer_config, inner=replace(inner_config, offset=offset), sunlit_channel=sunlit)
 
 
 def _shared_channels(outer: Branch, inner: Branch) -> tuple[tuple[int, int, float, float], ...]:
@@ -354,6 +472,7 @@ def _shared_channels(outer: Branch, inner: Branch) -> tuple[tuple[int, int, floa
 def _nesting_offset(edges: tuple[np.ndarray, np.ndarray], grid: Grid, patch: int) -> tuple[int, int]:
     """Padding rows and columns that put the first patch edge on an edge of the outer tokens."""
     (lat_edges, lon_edges), (dlat, dlon) = edges, grid.spacing
-    north = min(edge - grid.latitude_bounds[0] for edge in lat_edges if edge >= grid.latitude_bounds[0] - dlat / 2)
+    reach = dlat / 2 + 1e-6  # the center of the first row may lie on the edge of the driver
+    north = min(edge - grid.latitude_bounds[0] for edge in lat_edges if edge >= grid.latitude_bounds[0] - reach)
     west = min((grid.longitude_bounds[0] - edge + dlon / 2) % 360 - dlon / 2 for edge in lon_edges)
     return round(north / dlat) % patch, round(west / dlon) % patch

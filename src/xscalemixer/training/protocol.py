@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,17 +19,18 @@ from torch import nn
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.report import Report
+from xscalemixer.running import model_of
 from xscalemixer.samples import Windows
 from xscalemixer.training.batches import Samples
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
 from xscalemixer.training.config import Periods, Stage, TrainConfig
-from xscalemixer.training.data import ColdStartSamples, TrainingData
+from xscalemixer.training.data import AroundGlobal, ColdStartSamples, Contract, FromScratch, TrainingData
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
 from xscalemixer.training.ranks import Ranks, ranks
 from xscalemixer.training.towers import TowerCache, WithTower
 
-__all__ = ["train"]
+__all__ = ["Run", "Way", "objective_of", "run", "train"]
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ def train(
     config: TrainConfig,
     tree: xr.DataTree,
     *,
+    outer: str | PathLike | Forecaster | None = None,
     folder: str | Path | None = None,
     device: str | None = None,
     sharded: bool = False,
@@ -54,6 +58,8 @@ def train(
     tree : DataTree
         ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
         Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
+    outer : str, path or Forecaster, optional
+        A model whose global network is taken over, with its statistics, instead of a global stage.
     folder : path, optional
         Finished stages and checkpoints are kept there; the same run started again goes on from them, another run is refused.
         All processes must see it.
@@ -84,13 +90,62 @@ def train(
         If settings, data, device or the stages in ``folder`` do not fit, before anything is trained; every problem is listed.
         While training, if a loss or a gradient is not finite.
     """
-    kept = None if folder is None else Path(folder)
-    with ranks(device, sharded=sharded) as group, owned(kept if group.first else None):
-        report = Report(f"training of {config.name!r}")
+    way = Way(folder, device, sharded, memory, skip, min_samples, workers, save_updates, save_minutes)
+    contract = None if outer is None else AroundGlobal(config, model_of(outer))
+    origin = {} if contract is None else {"global network": contract.base.weights_sha256()}
+    with run(config, tree, way, contract, origin=origin) as protocol:
+        torch.manual_seed(config.seed)
+        model = protocol.data.model(contract or FromScratch(config), config)
+        return protocol.to_the_end(model if contract is None else contract.put_into(model))
+
+
+@dataclass(frozen=True)
+class Way:
+    """Where and how a run is done; for the meaning of each see `train`. What it leaves out shows in the hashes of the data."""
+
+    folder: str | PathLike | None = None
+    device: str | None = None
+    sharded: bool = False
+    memory: float = 4.0
+    skip: float = 0.01
+    min_samples: int = 40
+    workers: int = 2
+    save_updates: int = 200
+    save_minutes: float = 10.0
+
+
+@contextmanager
+def run(
+    config: TrainConfig,
+    tree: xr.DataTree,
+    way: Way,
+    contract: Contract | None = None,
+    *,
+    origin: Mapping[str, Any] | None = None,
+    report: Report | None = None,
+) -> Iterator[Run]:
+    """The stages of a run with their data, checked; within it the processes are joined and the folder is taken.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    tree : DataTree
+    way : Way
+    contract : Contract, optional
+        By default that of a model from scratch.
+    origin : dict, optional
+        Plain data that tell apart what the run starts from; the folder of another origin is refused.
+    report : Report, optional
+        Problems that are known already.
+    """
+    kept = None if way.folder is None else Path(way.folder)
+    with ranks(way.device, sharded=way.sharded) as group, owned(kept if group.first else None):
+        report = Report(f"training of {config.name!r}") if report is None else report
         _check_run(config, group, kept, report)
-        data = TrainingData.of(config, tree, memory=memory, skip=skip, min_samples=min_samples, report=report)
-        run = _Protocol(config, data, group, kept, workers, save_updates, save_minutes)
-        return run.to_the_end()
+        data = TrainingData.of(
+            config, tree, contract, memory=way.memory, skip=way.skip, min_samples=way.min_samples, report=report
+        )
+        yield Run(config, data, group, kept, way, dict(origin or {}))
 
 
 def _check_run(config: TrainConfig, group: Ranks, folder: Path | None, report: Report) -> None:
@@ -107,21 +162,35 @@ def _check_run(config: TrainConfig, group: Ranks, folder: Path | None, report: R
 
 
 @dataclass(frozen=True)
-class _Protocol:
-    """One call of `train`."""
+class Run:
+    """The stages that lead from a model to a trained one.
+
+    Attributes
+    ----------
+    config : TrainConfig
+    data : TrainingData
+    group : Ranks
+    folder : Path, optional
+    way : Way
+    origin : dict
+    """
 
     config: TrainConfig
     data: TrainingData
     group: Ranks
     folder: Path | None
-    workers: int
-    save_updates: int
-    save_minutes: float
+    way: Way
+    origin: dict[str, Any]
 
-    def to_the_end(self) -> Forecaster:
+    @property
+    def pending(self) -> list[int]:
+        """Numbers of the stages that the folder does not hold yet."""
         finished = self._finished()
-        torch.manual_seed(self.config.seed)
-        model = self.data.fresh_model(self.config)
+        return [number for number in range(len(self.config.stages)) if number not in finished]
+
+    def to_the_end(self, model: Forecaster) -> Forecaster:
+        """Train a model stage after stage, in place; stages that the folder holds are loaded."""
+        finished = self._finished()
         for number, stage in enumerate(self.config.stages):
             if number in finished:
                 history = finished[number]["history"]
@@ -132,14 +201,25 @@ class _Protocol:
                 self._keep(number, model, history)
             best = min(history, key=lambda record: record["validation"])
             model.about.setdefault("training", []).append({**asdict(stage), **best})
+        periods = {name: [list(period) for period in getattr(self.config, name)] for name in ("train", "validation", "test")}
+        model.about.setdefault("trained_on", []).append({**periods, **self.data.digests})
         model.eval()
         return model
 
     def _run(self, number: int, model: Forecaster) -> list[dict]:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
+        config = self.config
+        stage, plan = config.stages[number], self.plan(number)
+        objective, samples = objective_of(stage, self.data, model)
+        sets: list[Any] = [samples(periods) for periods in (stage.periods or config.train, config.validation)]
+        if stage.cache:
+            sets = self._with_towers(number, model, sets)
+        return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.way.workers)
+
+    def plan(self, number: int) -> Plan:
+        """How a stage is trained."""
         config, stage = self.config, self.config.stages[number]
-        objective, samples = _objective_of(stage, self.data, model)
-        plan = Plan(
+        return Plan(
             **{name: getattr(stage, name) for name in ("label", "updates", "batch", "per_pass", "peak", "floor", "patience")},
             **{
                 name: getattr(config, name)
@@ -148,10 +228,6 @@ class _Protocol:
             seed=seed_of(config.seed, number),
             watch={"score_network": r"\.sampler\.(convolutions|score)\."},
         )
-        sets: list[Any] = [samples(periods) for periods in (stage.periods or config.train, config.validation)]
-        if stage.cache:
-            sets = self._with_towers(number, model, sets)
-        return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.workers)
 
     def _with_towers(self, number: int, model: Forecaster, sets: list[Windows]) -> list[WithTower]:
         """Training samples in the arithmetic of training, validation samples in that of validation."""
@@ -175,7 +251,8 @@ class _Protocol:
             return None
         checkpoints = self._checkpoints(number)
         losses = checkpoints.folder / "losses.jsonl"
-        return Saving(checkpoints=checkpoints, losses=losses, updates=self.save_updates, minutes=self.save_minutes)
+        way = self.way
+        return Saving(checkpoints=checkpoints, losses=losses, updates=way.save_updates, minutes=way.save_minutes)
 
     def _keep(self, number: int, model: Forecaster, history: list[dict]) -> None:
         """Write the weights after a stage; they appear under their name only when they are complete."""
@@ -192,7 +269,7 @@ class _Protocol:
         run = {key: value for key, value in self.config.to_dict().items() if key not in ("name", "test", "stages")}
         for i, stage in enumerate(self.config.stages[: number + 1]):
             run |= {f"stages[{i}].{key}": value for key, value in stage.identity.items()}
-        return json.loads(json.dumps({**run, **self.data.digests}))
+        return json.loads(json.dumps({**run, **self.data.digests, **self.origin}))
 
     def _finished(self) -> dict[int, dict]:
         """Records of the stages kept in the folder, by number.
@@ -218,7 +295,7 @@ class _Protocol:
         return finished
 
 
-def _objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+def objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
     """What a stage trains, and the function that makes its samples from periods."""
     if stage.kind == "cold_start":
         return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)

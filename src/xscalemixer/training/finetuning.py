@@ -1,0 +1,394 @@
+"""Fine-tuning: a trained model goes on learning in another region, with another driver, on fewer variables."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any, cast
+
+import numpy as np
+import xarray as xr
+
+from xscalemixer.conform import absent, on_canonical_axes, valid_times
+from xscalemixer.errors import GridError, InputError, TimeError
+from xscalemixer.forecaster import Forecaster
+from xscalemixer.grids import Grid, grid_of
+from xscalemixer.nn.lowrank import add_low_rank, merge_low_rank
+from xscalemixer.report import Report
+from xscalemixer.running import model_of
+from xscalemixer.samples import window_starts
+from xscalemixer.state import HOUR
+from xscalemixer.training.adapting import Adaptation
+from xscalemixer.training.config import Periods, Stage, TrainConfig, are_periods
+from xscalemixer.training.data import GROUPS, grid_digest, groups_of
+from xscalemixer.training.estimating import Estimate, estimate, free_memory
+from xscalemixer.training.protocol import Run, Way, objective_of, run
+from xscalemixer.variables import Schema
+
+__all__ = ["finetune"]
+
+log = logging.getLogger(__name__)
+
+_BATCH = 4
+_RATES = {"global": 3e-4, "regional": 3e-4, "rollout": 5e-5, "cold_start": 3e-4}
+_SHORTEST = 18 * HOUR  # any period of that length holds a sample: 12 hours around a time at 0, 6, 12 or 18 UTC
+
+
+def finetune(
+    tree: xr.DataTree,
+    model: str | PathLike | Forecaster | None = None,
+    *,
+    epochs: float = 5,
+    train: Periods | None = None,
+    validation: Periods | None = None,
+    test: Periods = (),
+    missing: Iterable[str | int] = (),
+    statistics: str = "new",
+    rank: int | None = None,
+    stages: tuple[Stage, ...] | None = None,
+    per_pass: int | None = None,
+    recompute: bool = False,
+    least: float = 0.5,
+    seed: int = 0,
+    precision: str = "bf16",
+    folder: str | PathLike | None = None,
+    device: str | None = None,
+    sharded: bool = False,
+    memory: float = 4.0,
+    skip: float = 0.01,
+    min_samples: int = 8,
+    workers: int = 2,
+    save_updates: int = 200,
+    save_minutes: float = 10.0,
+) -> Forecaster:
+    """Adapt a trained model to another region, driver, resolution or set of variables.
+
+    Parameters
+    ----------
+    tree : DataTree
+        ``/global`` and ``/regional``, as for `train`; the grids may be any.
+    model : str, path or Forecaster, optional
+        What to start from; it is not changed. Default: ``xsm.models.DEFAULT``.
+    epochs : float
+        How often each stage sees each sample; a roll-out, which follows the one-step stages, sees a fifth of that.
+    train, validation : periods, optional
+        Pairs of dates, start exclusive, end inclusive. By default the last fifth of the time validates, and a gap of a day (in
+        short data: a twentieth of the time) separates it from what comes before.
+    test : periods, optional
+        Times kept for a final verdict, which neither trains nor validates.
+    missing : names
+        Variables that the data lack and the new model shall do without: ``"tcc"``, ``"global/q2m"``, a level of one variable
+        ``"z_50"``, or a level of all of them ``50``.
+    statistics : "new" or "keep"
+        Mean and standard deviation of the training periods, or those of the model. A driver on the model's own grid with all
+        of its channels keeps the model's in either case.
+    rank : int, optional
+        Train low-rank adapters instead of the linear layers of attention and MLPs (`nn.lowrank`); they are merged in the end.
+    stages : tuple of Stage, optional
+        By default "global" (if the driver has another grid or fewer channels), "regional", "rollout" of two steps (where
+        data allow) and "cold_start", with a third of the learning rates from scratch.
+    per_pass, recompute
+        Of each of these default stages: less memory for more time, see `Stage`.
+    least : float
+        Smallest share of the parameters that has to come from the model.
+    seed, precision
+        As in `TrainConfig`.
+    folder, device, sharded, memory, skip, min_samples, workers, save_updates, save_minutes
+        As for `train`.
+
+    Returns
+    -------
+    Forecaster
+        ``about["finetuned"]`` tells from what, on what, and how much was taken over.
+
+    Raises
+    ------
+    InputError
+        With everything that is wrong, before anything is trained.
+    CheckpointError
+        If less than ``least`` of the parameters can be taken over.
+    """
+    report = Report("fine-tuning")
+    missing = _listed(missing)
+    _check_arguments(epochs, statistics, rank, least, (train, validation), () if stages is None else stages, report)
+    base = _base(model, report)
+    groups = {branch: on_canonical_axes(ds, Report("")) for branch, ds in groups_of(tree, report).items()}
+    schemas = None if base is None else _schemas(base, missing, groups, report)
+    times = {branch: valid_times(ds, report) for branch, ds in groups.items()}
+    usable = len(times) == 2 and all(found.size for found in times.values())
+    if base is None or schemas is None or not usable or not _are_stages(stages or ()):
+        report.raise_errors("nothing was fine-tuned")
+    contract = Adaptation(cast("Forecaster", base), cast("dict[str, Schema]", schemas), statistics)
+    if train is None or validation is None:
+        train, validation = _split(times, test, report)
+        log.info("train=%s, validation=%s", train, validation)
+    _check_test(contract.base, test, _grid(groups["inner"]), report)
+    if stages is None:
+        grid = _grid(groups["outer"])
+        kinds = ["regional", "rollout", "cold_start"] if grid and contract.same_driver(grid) else list(_RATES)
+        passes = epochs if _is_epochs(epochs) else 1  # said already; look on for other problems
+        stages = _default_stages(kinds, times, train, validation, passes, {"per_pass": per_pass, "recompute": recompute})
+    config = TrainConfig(
+        name=f"{contract.base.name}-finetuned",
+        train=train,
+        validation=validation,
+        test=test,
+        stages=tuple(stages),
+        calendar=contract.base.calendar,
+        seed=seed,
+        precision=precision,
+        check_every=max(1, max((stage.updates for stage in stages), default=1) // 10),
+    )
+    way = Way(folder, device, sharded, memory, skip, min_samples, workers, save_updates, save_minutes)
+    settings = {"missing": list(missing), "statistics": statistics, "rank": rank}
+    origin = {"starting weights": contract.base.weights_sha256(), **settings}
+    with run(config, tree, way, contract, origin=origin, report=report) as protocol:
+        tuned, takeover = contract.begin(protocol.data, config)
+        takeover.require(least, f"{contract.base.name!r} was not fine-tuned")
+        log.info("%s: %s", contract.base.name, takeover)
+        if rank is not None:
+            add_low_rank(tuned.network, rank)
+        estimates = _estimates(protocol, tuned)
+        source = {"from": contract.base.name, "sha256": contract.base.weights_sha256()}
+        about = {**source, **settings, **takeover.to_dict(), "estimates": [each.to_dict() for each in estimates]}
+        tuned.about = {"finetuned": about, "trained_on": list(contract.base.about.get("trained_on", ()))}
+        protocol.to_the_end(tuned)
+    merge_low_rank(tuned.network)
+    return tuned
+
+
+# ------------------------------------------------------------------------------------------------------------- arguments
+
+
+def _check_arguments(epochs, statistics, rank, least, periods, stages, report: Report) -> None:
+    if not _is_epochs(epochs):
+        report.error("epochs", repr(epochs), "a number from 1 on", "epochs=5", kind=InputError)
+    if statistics not in ("new", "keep"):
+        report.error("statistics", repr(statistics), '"new" or "keep"', 'statistics="new"', kind=InputError)
+    if rank is not None and (not isinstance(rank, numbers.Integral) or rank < 1):
+        report.error("rank", repr(rank), "a whole number from 1 on, or None", "rank=8", kind=InputError)
+    if not isinstance(least, numbers.Real) or not 0 <= float(least) <= 1:
+        report.error("least", repr(least), "a share from 0 to 1", "least=0.5", kind=InputError)
+    if not _are_stages(stages):
+        report.error("stages", repr(stages), "stages", 'stages=(xsm.Stage(kind="regional", updates=100),)', kind=InputError)
+    if sum(each is None for each in periods) == 1:
+        given, other = ("train", "validation") if periods[1] is None else ("validation", "train")
+        found, fix = f"{given}= without {other}=", f'Add {other}=(("2020-06-01", "2020-06-08"),), or leave out {given}='
+        report.error("periods", found, "both or none", fix, kind=TimeError)
+
+
+def _is_epochs(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 1 <= float(value) < np.inf
+
+
+def _are_stages(value) -> bool:
+    return isinstance(value, Iterable) and all(isinstance(stage, Stage) for stage in value)
+
+
+def _base(model, report: Report) -> Forecaster | None:
+    try:
+        return model_of(model)
+    except InputError as error:
+        report.error("model", "; ".join([error.task, *error.problems]), kind=type(error))
+        return None
+
+
+# -------------------------------------------------------------------------------------------------------------- variables
+
+
+def _listed(missing) -> tuple[str | int, ...]:
+    """Names and levels; digits are levels."""
+    rows = tuple(missing) if isinstance(missing, Iterable) and not isinstance(missing, str) else (missing,)
+    is_level = lambda row: row.isdigit() if isinstance(row, str) else isinstance(row, numbers.Integral)
+    return tuple(int(row) if is_level(row) else row for row in rows)
+
+
+def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report) -> dict[str, Schema] | None:
+    """The schemas of a model without what is missing; what else the data lack goes to the report, with what to type."""
+    schemas = {"outer": base.outer.schema, "inner": base.inner.schema}
+    known = [name for name in missing if any(_named(name, branch, schema) for branch, schema in schemas.items())]
+    for name in (name for name in missing if name not in known):
+        _report_unknown(name, schemas, report)
+    left = {}
+    for branch, schema in schemas.items():
+        left[branch] = schema.without(channel for name in known for channel in _named(name, branch, schema))
+        if not left[branch]:
+            report.error("missing", f"{missing!r} leaves nothing of /{GROUPS[branch]}", "at least one variable")
+    if not all(left.values()):
+        return None
+    lacking = {branch: set(absent(ds, left[branch])) for branch, ds in groups.items()}
+    if any(lacking.values()):
+        names = [*known, *_shortest_names(left, lacking)]
+        found = "; ".join(f"/{GROUPS[branch]} has no {', '.join(sorted(gone))}" for branch, gone in lacking.items() if gone)
+        line = f"missing={tuple(names)!r}".replace("'", '"')
+        report.error("missing", found, "all variables of the model, or leave to do without them", f"To do without: {line}")
+    return left
+
+
+def _named(name: str | int, branch: str, schema: Schema) -> tuple[str, ...]:
+    """Channels of a schema that an entry of ``missing`` means."""
+    if isinstance(name, str):
+        group, slash, rest = name.rpartition("/")
+        if slash and group != GROUPS[branch]:
+            return ()
+        name = int(rest) if rest.isdigit() else rest
+    level = lambda channel: channel.rpartition("_")[2]
+    if isinstance(name, int):
+        return tuple(channel for v in schema.variables if v.levels for channel in v.channels if level(channel) == str(name))
+    return next((v.channels for v in schema.variables if v.name == name), (name,) if name in schema.channels else ())
+
+
+def _report_unknown(name, schemas: Mapping[str, Schema], report: Report) -> None:
+    known = [known for schema in schemas.values() for known in (*schema.names, *schema.channels)]
+    near = difflib.get_close_matches(str(name).rpartition("/")[2], known, 1)
+    needed = f"variables of the model ({', '.join(dict.fromkeys(n for s in schemas.values() for n in s.names))}) or levels in hPa"
+    report.error("missing", f"{name!r} is none of the model's", needed, f'Is it "{near[0]}"?' if near else "")
+
+
+def _shortest_names(schemas: Mapping[str, Schema], lacking: Mapping[str, set[str]]) -> list[str | int]:
+    """Entries of ``missing`` that mean these channels and no others: variables, then levels, then channels."""
+    names: list[str | int] = []
+    for branch, schema in schemas.items():
+        all_gone = lacking.get(branch, set())
+        gone, own = set(all_gone), list[str | int]()
+        candidates: tuple[str | int, ...] = (*schema.names, *schema.levels, *schema.channels)
+        for name in candidates:
+            meant = set(_named(name, branch, schema.without(all_gone - gone)))  # of what is not named yet
+            if meant and meant <= gone:
+                own.append(name)
+                gone -= meant
+        names += [name if _means_only(name, schemas, lacking) else f"{GROUPS[branch]}/{name}" for name in own]
+    return list(dict.fromkeys(names))
+
+
+def _means_only(name: str | int, schemas: Mapping[str, Schema], lacking: Mapping[str, set[str]]) -> bool:
+    """True if all that an entry means, in both groups, is lacking."""
+    return all(set(_named(name, branch, schema)) <= lacking.get(branch, set()) for branch, schema in schemas.items())
+
+
+# ---------------------------------------------------------------------------------------------------------------- periods
+
+
+def _split(times: Mapping[str, np.ndarray], test: Periods, report: Report) -> tuple[Periods, Periods]:
+    """What comes before the last fifth of the time outside of ``test``, but for a gap; and the last fifth.
+
+    Raises
+    ------
+    InputError
+        With all problems so far, if that leaves nothing to train on.
+    """
+    first = max(found[0] for found in times.values()) - HOUR  # starts are exclusive
+    span = [(min(first, times["inner"][0] - HOUR), min(found[-1] for found in times.values()))]
+    pieces = _minus(span, [tuple(np.datetime64(date, "ns") for date in period) for period in test] if are_periods(test) else [])
+    total = sum((end - start for start, end in pieces), np.timedelta64(0, "ns"))
+    last = max(total // 5, _SHORTEST)
+    gap = min(24 * HOUR, total // 20)
+    if total < 2 * _SHORTEST + gap:
+        found = f"{total / HOUR:g} hours in both groups outside of test="
+        needed = f"at least {(2 * _SHORTEST + gap) / HOUR:.0f}, better weeks"
+        report.error("time", found, needed, "Give more data", kind=TimeError)
+        report.raise_errors("nothing was fine-tuned")
+    return _within(pieces, 0 * HOUR, total - last - gap), _within(pieces, total - last, total)
+
+
+def _minus(pieces: list[tuple], others: Iterable[tuple]) -> list[tuple]:
+    """Periods without the times of others."""
+    for begin, finish in others:
+        cut = [part for start, end in pieces for part in ((start, min(end, begin)), (max(start, finish), end))]
+        pieces = [(start, end) for start, end in cut if start < end]
+    return pieces
+
+
+def _within(pieces: list[tuple], low: np.timedelta64, high: np.timedelta64) -> Periods:
+    """The part of consecutive pieces of time from ``low`` to ``high`` of their total, to the hour."""
+    passed, rows = 0 * HOUR, []
+    for start, end in pieces:
+        begin, finish = ((start + np.clip(edge - passed, 0 * HOUR, end - start)).astype("datetime64[h]") for edge in (low, high))
+        rows += [(str(begin), str(finish))] if begin < finish else []
+        passed = passed + (end - start)
+    return tuple(rows)
+
+
+def _check_test(base: Forecaster, test: Periods, region, report: Report) -> None:
+    """A verdict on times that the model has seen would be none."""
+    known = base.about.get("trained_on", ())
+    if test and not known:
+        report.warn("test", f"nothing tells on which times {base.name!r} was trained; needed others than these")
+    if not are_periods(test):
+        return
+    for row in known:
+        for name in ("train", "validation"):
+            shared = [span for period in row[name] for span in _shared([tuple(map(np.datetime64, period))], test)]
+            if not shared:
+                continue
+            seen = ", ".join(f"{start} to {end}" for start, end in shared)
+            found = f"{base.name!r} has {'trained on' if name == 'train' else 'been chosen by'} {seen}"
+            if isinstance(region, Grid) and row.get("inner grid") == grid_digest(region):
+                report.error("test", f"{found}, in this region", "other times", "Choose other test=", kind=TimeError)
+            else:
+                report.warn("test", f"{found}, in another region; the weather of a time is everywhere")
+
+
+def _shared(pieces: list[tuple], others: Periods) -> list[tuple]:
+    """Times that periods share with others."""
+    pairs = [(max(start, np.datetime64(a)), min(end, np.datetime64(b))) for start, end in pieces for a, b in others]
+    return [(start, end) for start, end in pairs if start < end]
+
+
+def _grid(ds: xr.Dataset):
+    """The grid of a dataset; None where it has none, which training data are checked for."""
+    try:
+        return grid_of(ds)
+    except GridError:
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------------- stages
+
+
+def _default_stages(
+    kinds: list[str], times: Mapping[str, np.ndarray], train: Periods, validation: Periods, epochs: float, more: dict[str, Any]
+) -> tuple[Stage, ...]:
+    """One stage of each kind that the data allow, with epochs as updates."""
+    stages = []
+    for kind in kinds:
+        steps = 2 if kind == "rollout" else 1
+        samples = _count(times, train, steps)
+        if kind == "rollout" and not (samples and _count(times, validation, steps)):
+            continue
+        batch = min(_BATCH // steps, max(1, samples))
+        updates = max(1, math.ceil(epochs * (0.2 if kind == "rollout" else 1) * samples / batch))
+        settings = more if kind != "cold_start" else {**more, "recompute": False}
+        stages.append(Stage(kind=kind, updates=updates, batch=batch, peak=_RATES[kind], steps=steps, **settings))
+    return tuple(stages)
+
+
+def _count(times: Mapping[str, np.ndarray], periods: Periods, steps: int) -> int:
+    """Samples within periods."""
+    if not are_periods(periods):
+        return 0
+    try:
+        return len(window_starts(times["outer"], times["inner"], periods, steps))
+    except TimeError:
+        return 0  # said with what is needed where training data are checked
+
+
+def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
+    """What each stage that is left will take; logged, with a warning where memory is short."""
+    found = []
+    for number in protocol.pending:
+        stage, config = protocol.config.stages[number], protocol.config
+        objective, samples = objective_of(stage, protocol.data, copy.deepcopy(model))
+        checks = len(samples(config.validation))
+        found.append(estimate(objective, samples(config.train), checks, protocol.plan(number), protocol.group))
+        log.info("%s", found[-1])
+    free = free_memory(protocol.group.device)
+    if free is not None and (needed := max((each.memory for each in found), default=0)) > free:
+        told = "%.1f GiB of memory are needed and %.1f GiB are free; less is needed with per_pass=1, recompute=True"
+        log.warning(told, needed / 2**30, free / 2**30)
+    return found
