@@ -122,7 +122,7 @@ def train(options: argparse.Namespace) -> None:
     """The global network, then every system and seed, each in a process of its own."""
     setting, base = SETTINGS[options.setting], options.runs / "global"
     if not (base / "model").exists():
-        tree = read_twin_world(options.data, options.archive)
+        tree = read_twin_world(options.data, archive=options.archive)
         _finish(xsm.train(global_config(setting), tree, folder=base, device=setting.device), base, {})
     part, count = map(int, options.part.split("/"))
     jobs = [(system, seed) for system in SYSTEMS for seed in range(system.seeds)]

@@ -36,6 +36,14 @@ def alpine(shape=(8, 15), step=0.135, cells=(20, 30), fine=0.027, drop=(), drop_
     return tree_of(outer.drop_vars(list(drop)), inner.drop_vars(list(drop_regional)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_samples():
+    """The made-up world lasts three days."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(xsm.finetune.__kwdefaults__, "min_samples", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def base():
     return forecaster()
