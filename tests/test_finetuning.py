@@ -14,6 +14,7 @@ import xscalemixer as xsm
 from xscalemixer.__main__ import main
 from xscalemixer.errors import CheckpointError, InputError, SchemaError, TimeError
 from xscalemixer.nn.patch import TokenGrid
+from xscalemixer.starting import _onto_terrain
 from xscalemixer.training import adapting, estimating, finetuning
 from xscalemixer.training.adapting import Adaptation
 from xscalemixer.training.data import TrainingData
@@ -103,6 +104,21 @@ def test_cold_start_guesses_what_both_sides_have(base):
     assert [model.inner.schema.channels[i] for i in model.cold_start.config.guessed] == ["u10", "sp"]
     new, old = model.cold_start.widen.weight, base.cold_start.widen.weight
     assert torch.equal(new, old[:, [1, 4, *range(5, 16)]])
+
+
+@pytest.mark.parametrize("carry", ["first guess", "start"])
+def test_pressure_without_a_temperature_follows_the_standard_atmosphere(base, carry):
+    """From 1 km to 3 km without t2m."""
+    wanted = 89875.0 * (268.65 / 281.65) ** (9.80665 / (287.0597 * 0.0065))
+    if carry == "start":
+        ds = xr.Dataset({"sp": ("latitude", [89875.0]), "orog": ("latitude", [1000.0])})
+        assert _onto_terrain(ds, np.array([3000.0]))["sp"].item() == pytest.approx(wanted, rel=1e-6)
+        return
+    model, _ = adapted(base, alpine(drop=["t2m"]), ("global/t2m",))
+    model.network.outer.statics[0], model.network.inner.statics[0] = 1.0, 3.0
+    fields = model.first_guess(np.full((1, len(model.outer.schema), 8, 15), 89875.0, "f4"), np.array([START]))
+    sp = fields[0, 3] * model.scale_inner.std[4] + model.scale_inner.mean[4]
+    np.testing.assert_allclose(sp, wanted, rtol=1e-5)
 
 
 def test_keys_are_no_more_than_global_tokens(base):

@@ -174,7 +174,11 @@ class Schema:
         return tuple(sorted({level for variable in self.variables for level in variable.levels}))
 
     def without(self, channels: Iterable[str]) -> Schema:
-        """The same schema without some channels; variables on levels keep the others."""
+        """The same schema without some channels; variables on levels keep the others.
+
+        >>> Schema.of("t", "t2m", levels=(500, 850)).without({"t_850", "t2m"}).channels
+        ('t_500',)
+        """
         gone, left = set(channels), []
         for variable in self.variables:
             if not variable.levels:

@@ -110,7 +110,11 @@ def extend_geopotential(geopotential_above: Array, pressure_above: Array, temper
 
 
 def standard_temperature(altitude: Array) -> Array:
-    """Temperature in K of the ICAO standard atmosphere at an altitude in m in the troposphere."""
+    """Temperature in K of the ICAO standard atmosphere at an altitude in m in the troposphere.
+
+    >>> round(standard_temperature(1000.0), 2)
+    281.65
+    """
     return 288.15 - LAPSE_RATE * altitude
 
 
