@@ -1,6 +1,7 @@
 """ScaleMixer, its ablations and the paper's baselines on twin world A, trained and scored under one protocol.
 
     python benchmarks/twin_ea.py train DATA RUNS --archive T63     # each network in turn; go on by the same command
+    python benchmarks/twin_ea.py rates DATA RUNS                   # how the learning rate was chosen
     python benchmarks/twin_ea.py score DATA RUNS --later T106      # forecasts, table and pictures of what is there
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,19 @@ def train(options: argparse.Namespace) -> None:
             continue
         again = [sys.executable, __file__, "one", str(options.data), str(options.runs), "--setting", options.setting]
         subprocess.run([*again, "--only", system.name, "--seed", str(seed)], check=True)
+
+
+def rates(options: argparse.Namespace) -> None:
+    """Regional-only with three learning rates and a third of the updates; the best one is that of the setting."""
+    setting, tree = SETTINGS[options.setting], read_twin_world(options.data)
+    alone = next(system for system in SYSTEMS if system.network.get("coupling") == "none")
+    outer = xsm.load(options.runs / "global" / "model")
+    for peak in (2.5e-4, 5e-4, 1e-3):
+        config = regional_config(alone, 0, setting, peak)
+        short = replace(config, stages=(replace(config.stages[0], updates=setting.regional // 3),))
+        folder = options.runs / f"rate-{peak:g}"
+        model = xsm.train(short, tree, outer=outer, folder=folder, device=setting.device, workers=1)
+        sys.stdout.write(f"peak={peak:g}: validation {model.about['training'][0]['validation']:.5f}\n")
 
 
 def train_one(options: argparse.Namespace) -> None:
@@ -429,9 +443,9 @@ def deepest_low(tree: xr.DataTree) -> tuple[np.datetime64, xr.DataArray]:
 
 
 def main() -> None:
-    """Train or score."""
+    """Train, or score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("train", "one", "score"))
+    parser.add_argument("task", choices=("train", "one", "rates", "score"))
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--archive", type=Path, help="T63 segments to pretrain on")
@@ -442,7 +456,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
-    {"train": train, "one": train_one, "score": score}[options.task](options)
+    {"train": train, "one": train_one, "rates": rates, "score": score}[options.task](options)
 
 
 if __name__ == "__main__":

@@ -385,7 +385,7 @@ def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
         stage, config = protocol.config.stages[number], protocol.config
         objective, samples = objective_of(stage, protocol.data, copy.deepcopy(model))
         checks = len(samples(config.validation))
-        found.append(estimate(objective, samples(config.train), checks, protocol.plan(number), protocol.group))
+        found.append(estimate(objective, samples(stage.periods or config.train), checks, protocol.plan(number), protocol.group))
         log.info("%s", found[-1])
     free = free_memory(protocol.group.device)
     if free is not None and (needed := max((each.memory for each in found), default=0)) > free:

@@ -201,7 +201,10 @@ class Run:
                 self._keep(number, model, history)
             best = min(history, key=lambda record: record["validation"])
             model.about.setdefault("training", []).append({**asdict(stage), **best})
-        periods = {name: [list(period) for period in getattr(self.config, name)] for name in ("train", "validation", "test")}
+        config = self.config
+        own = [period for stage in config.stages for period in stage.periods]
+        sets = {"train": dict.fromkeys((*config.train, *own)), "validation": config.validation, "test": config.test}
+        periods = {name: [list(period) for period in some] for name, some in sets.items()}
         model.about.setdefault("trained_on", []).append({**periods, **self.data.digests})
         model.eval()
         return model
