@@ -6,7 +6,7 @@
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
 same frozen global network, samples, number of updates and learning rates; what is trained differs by at most a tenth in size.
-``--setting gpu`` is the same with a larger network and more updates. ``--part 1/2`` trains every second network, so that
+``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every second network, so that
 two processes share the work. What is finished is never done again.
 """
 
@@ -40,12 +40,13 @@ BEST = "ScaleMixer"
 
 @dataclass(frozen=True)
 class System:
-    """A network that is trained: changes to the preset, and how many seeds it gets."""
+    """A network that is trained: changes to the preset, how many seeds it gets, and in which round the first is trained."""
 
     name: str
     what: str
     network: dict = field(default_factory=dict)
     seeds: int = 1
+    turn: int = 0
 
     @property
     def cached(self) -> bool:
@@ -62,10 +63,12 @@ SYSTEMS = (
     System("D regional only", "no exchange", {"coupling": "none", "inner": {"depth": 8}}),
     System("A random keys", "two-way, keys drawn at random", {"sampler": {"mode": "random"}}),
     System("global + Swin", "global forecast, downscaled", {"coupling": "downscaled", "inner": {"depth": 12}}),
-    System("LAM, frame", "LAM, two cells at the edge overwritten", {"coupling": "lam", "inner": {"depth": 8}, "frame": 2}),
-    System("L_r 2", "two regional layers in two blocks", {"inner": {"depth": 2}, "blocks": 2}),
-    System("L_r 8", "eight regional layers", {"inner": {"depth": 8}}),
-    *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}) for keys in (16, 64, 128, 256)),
+    System(
+        "LAM, frame", "LAM, two cells at the edge overwritten", {"coupling": "lam", "inner": {"depth": 8}, "frame": 2}, turn=1
+    ),
+    System("L_r 2", "two regional layers in two blocks", {"inner": {"depth": 2}, "blocks": 2}, turn=2),
+    System("L_r 8", "eight regional layers", {"inner": {"depth": 8}}, turn=2),
+    *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}, turn=2) for keys in (16, 64, 128, 256)),
 )
 
 
@@ -83,8 +86,8 @@ class Setting:
 
 
 SETTINGS = {
-    "cpu": Setting("small", 2, (2000, 700), 1500, ((2, 100), (4, 100)), 5e-4, "cpu"),
-    "gpu": Setting("small", 8, (12000, 4000), 8000, ((2, 500), (4, 500), (8, 500)), 5e-4, "cuda"),
+    "cpu": Setting("small", 2, (2000, 700), 1200, ((2, 80), (4, 80)), 1e-3, "cpu"),
+    "gpu": Setting("small", 8, (12000, 4000), 8000, ((2, 500), (4, 500), (8, 500)), 1e-3, "cuda"),
 }
 
 
@@ -127,7 +130,7 @@ def train(options: argparse.Namespace) -> None:
         _finish(xsm.train(global_config(setting), tree, folder=base, device=setting.device), base, {})
     part, count = map(int, options.part.split("/"))
     jobs = [(system, seed) for system in SYSTEMS for seed in range(system.seeds)]
-    jobs.sort(key=lambda job: job[1])  # one seed of each first
+    jobs.sort(key=lambda job: max(job[0].turn, job[1]))
     for system, seed in jobs[part - 1 :: count]:
         folder = _folder(options.runs, system, seed)
         if (folder / "model").exists() or (options.only and options.only not in system.name):
@@ -424,8 +427,8 @@ def draw_keys(tree: xr.DataTree, model: Path, folder: Path) -> None:
         for block in range(keys.sizes["block"]):
             one = keys.isel(block=block)
             panel.plot(one["longitude"], one["latitude"], ".", ms=5, label=f"block {block + 1}")
-    panels[1].set(xlim=(50, 170), ylim=(-10, 75), title="the region")
-    panels[0].set(title=f"keys of the four blocks, {str(time)[:13]} UTC; contours: surface pressure anomaly, hPa")
+    panels[1].set(xlim=(50, 170), ylim=(-10, 75))
+    panels[0].set_title(f"keys of the four blocks, {str(time)[:13]} UTC; contours: surface pressure anomaly (hPa)", fontsize=8)
     panels[0].legend(fontsize=6, ncols=4, loc="lower left")
     figure.savefig(folder / "keys.png", dpi=80)
     plt.close(figure)
