@@ -109,7 +109,7 @@ class Survey(NamedTuple):
 def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...] = (), source: str = "") -> Survey:
     """Mean and standard deviation per channel over the given periods, and a hash of everything; reads the values once.
 
-    Moments of blocks are merged pairwise (Chan et al. 1979), so that nothing cancels.
+    Sums are those of differences to the mean of the first training time: nothing cancels, and they do not depend on the blocks.
 
     Parameters
     ----------
@@ -127,15 +127,18 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     if not inside.any():
         span = f"{series.time[0]} to {series.time[-1]}" if series.time.size else "nothing"
         raise TimeError("no data in the training periods", [f"the data span {span}; the periods are {periods}"])
-    count, mean, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
+    first = int(inside.argmax())
+    near = series.values[first : first + 1].mean((0, 2, 3), dtype="f8").astype("f4")[:, None, None]
+    count, total, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
     for block in series.blocks():
         values = series.values[block]
         digest.update(np.ascontiguousarray(values).view("u1").data)
-        n, m, s = _moments(values[inside[block]])
-        if n:
-            count, change = count + n, m - mean
-            mean, square = mean + change * n / count, square + s + change**2 * (count - n) * n / count
-    std = np.sqrt(square / count)
+        change = values[inside[block]] - near
+        count += change.size // len(schema)
+        total += change.sum((0, 2, 3), dtype="f8")
+        square += np.square(change, out=change).sum((0, 2, 3), dtype="f8")
+    offset = total / count
+    mean, std = near.ravel() + offset, np.sqrt(np.maximum(square / count - offset**2, 0.0))
     constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
     if constant:
         found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
@@ -147,17 +150,6 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]
     stats = Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source)
     return Survey(stats, digest.hexdigest()[:16])
-
-
-def _moments(values: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of values per channel, their mean, and the sum of squared differences to it: (T, C, H, W) -> (), (C,), (C,)."""
-    count = values.size // values.shape[1]
-    if not count:
-        return 0, np.zeros(values.shape[1]), np.zeros(values.shape[1])
-    mean = values.mean((0, 2, 3), dtype="f8")
-    near = mean.astype("f4")
-    square = np.square(values - near[:, None, None]).sum((0, 2, 3), dtype="f8")
-    return count, mean, np.maximum(square - count * (mean - near) ** 2, 0.0)
 
 
 class Windows(Dataset):
