@@ -1,65 +1,29 @@
-"""A trained model with everything it needs to know about its data: schemas, grids, statistics, static fields."""
+"""The coupled model with everything it needs to know about its data: schemas, grids, statistics, static fields."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xscalemixer.errors import CheckpointError
-from xscalemixer.grids import Grid
+from xscalemixer.model import Branch, Input, Model, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
-from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.regridding import Regridder
 from xscalemixer.state import HOURS, State, calendar_features, inner_insolation, outer_insolation
-from xscalemixer.variables import Schema, Stats
 
 __all__ = ["Branch", "Forecaster"]
 
 
-@dataclass(frozen=True)
-class Branch:
-    """Data contract of one branch.
-
-    Attributes
-    ----------
-    schema : Schema
-    grid : Grid
-    stats : Stats
-    """
-
-    schema: Schema
-    grid: Grid
-    stats: Stats
-
-    @property
-    def sunlit_scale(self) -> float:
-        """W m-2 per unit of normalized insolation: the std of ``ssrd``, without it a quarter of the solar constant."""
-        return self.stats.std["ssrd"] if "ssrd" in self.schema.names else SOLAR_CONSTANT / 4
-
-    def to_dict(self) -> dict:
-        """Plain data."""
-        return {name: getattr(self, name).to_dict() for name in ("schema", "grid", "stats")}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> Branch:
-        """Inverse of `to_dict`; unknown keys are an error."""
-        if set(data) != {"schema", "grid", "stats"}:
-            raise CheckpointError(
-                "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed grid, schema, stats"]
-            )
-        return cls(Schema.from_dict(data["schema"]), Grid.from_dict(data["grid"]), Stats.from_dict(data["stats"]))
-
-
 @dataclass
-class Forecaster:
+class Forecaster(Model):
     """Coupled network, cold-start network and their data contract; rolls states forward.
 
     Attributes
@@ -76,6 +40,10 @@ class Forecaster:
         Hash of the weights file; empty for a model that was never saved.
     """
 
+    kind: ClassVar[str] = "coupled"
+    references: ClassVar[str] = "ScaleMixer, arXiv:2603.28173"
+    hours: ClassVar[int] = HOURS
+
     name: str
     network: CoupledModel
     cold_start: ColdStart
@@ -89,8 +57,6 @@ class Forecaster:
         self.calendar = tuple(self.calendar)
         self.scale_outer = Normalizer(*self.outer.stats.arrays(self.outer.schema))
         self.scale_inner = Normalizer(*self.inner.stats.arrays(self.inner.schema))
-        lower, upper = self.inner.schema.limits()
-        self._limits = torch.from_numpy(lower)[:, None, None], torch.from_numpy(upper)[:, None, None]
         self.eval()
 
     # ---------------------------------------------------------------------------------------------- description
@@ -99,6 +65,7 @@ class Forecaster:
         """Everything but the weights, as plain data."""
         return {
             "format": 1,
+            "kind": self.kind,
             "name": self.name,
             "network": self.network.config.to_dict(),
             "cold_start": self.cold_start.config.to_dict(),
@@ -117,13 +84,8 @@ class Forecaster:
         CheckpointError
             For another format version, or missing or unknown keys.
         """
-        needed = {"format", "name", "network", "cold_start", "outer", "inner", "calendar", "about"}
-        problems = [f"unknown key {key!r}" for key in sorted(set(data) - needed)]
-        problems += [f"missing key {key!r}" for key in sorted(needed - set(data))]
-        if data.get("format", 1) != 1:
-            problems.append(f"format {data['format']}; this version of xscalemixer reads format 1")
-        if problems:
-            raise CheckpointError("this model description cannot be read", problems)
+        needed = ("format", "kind", "name", "network", "cold_start", "outer", "inner", "calendar", "about")
+        require_keys(data, needed)
         try:
             network = CoupledModel(ScaleMixerConfig.from_dict(data["network"]))
             cold_start = ColdStart(ColdStartConfig.from_dict(data["cold_start"]))
@@ -138,16 +100,9 @@ class Forecaster:
         return nn.ModuleDict({"network": self.network, "cold_start": self.cold_start})
 
     @property
-    def parameter_count(self) -> int:
-        """Number of trained parameters."""
-        return sum(p.numel() for p in self.modules.parameters())
-
-    def weights_sha256(self) -> str:
-        """Hash of the weights in hand, whether they were saved or not."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.modules.state_dict().items()):
-            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def scales(self) -> tuple[Normalizer, Normalizer]:
+        """Normalizers of both branches."""
+        return self.scale_outer, self.scale_inner
 
     @property
     def static(self) -> dict[str, np.ndarray]:
@@ -155,30 +110,22 @@ class Forecaster:
         orography, land = self.network.inner.statics[:2].cpu().numpy()
         return {"orog": orography * np.float32(1000.0), "lsm": land}
 
-    def save(self, path, **options) -> None:
-        """Write a folder with weights, description, card and checksums; options as in `xscalemixer.pretrained.save`."""
-        from xscalemixer import pretrained
-
-        pretrained.save(self, path, **options)
-
     # -------------------------------------------------------------------------------------------------- running
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.network.inner.statics.device
+    def inputs(self) -> tuple[Input, ...]:
+        """The driver at the start, and six hours of the region, which are invented where they are not given."""
+        terrain = self.network.outer.statics[0].cpu().numpy() * np.float32(1000.0)
+        otherwise = "no analyses given; the six hours before the start are invented from the driver (cold start)"
+        return (
+            Input(part="outer", branch=self.outer, hours=1, words="driver", terrain=terrain),
+            Input(part="inner", branch=self.inner, hours=HOURS, words="regional analyses", otherwise=otherwise),
+        )
 
-    def to(self, device) -> Forecaster:
-        """Move the networks to a device, in place."""
-        for module in (self.network, self.cold_start, self.scale_outer, self.scale_inner):
-            module.to(device)
-        self._limits = tuple(limit.to(device) for limit in self._limits)
-        return self
-
-    def eval(self) -> Forecaster:
-        """Switch dropout and the like off."""
-        self.network.eval(), self.cold_start.eval()
-        return self
+    def begin(self, time: np.datetime64, fields: Mapping[str, Tensor]) -> State:
+        """The state at a time; without regional hours they are invented."""
+        outer = fields["outer"][:, -1]
+        return State(time, outer, fields["inner"] if "inner" in fields else self.invent_history(outer, time))
 
     def step(self, state: State, trace: list[Step] | None = None) -> State:
         """Six hours ahead: State at t to State at t + 6 h, both physical.
@@ -203,32 +150,10 @@ class Forecaster:
         outer = self.scale_outer.inverse(result.outer.float())
         return State(state.time + np.timedelta64(HOURS, "h"), outer, inner)
 
-    @torch.inference_mode()
-    def rollout(self, state: State, steps: int, trace: list[Step] | None = None) -> Iterator[State]:
-        """Yield the state after each of ``steps`` steps of six hours."""
-        for _ in range(steps):
-            state = self.step(state, trace)
-            yield state
-
     @property
     def sunlit_scale(self) -> float:
         """W m-2 per unit of normalized insolation."""
         return self.inner.sunlit_scale
-
-    def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
-        """Physical limits of the regional variables; no sunshine while the sun is down.
-
-        Parameters
-        ----------
-        inner : Tensor, shape (B, 6, C, h, w), physical
-        insolation : Tensor, shape (B, 6, h, w), W m-2
-        """
-        inner = inner.clamp(*self._limits)
-        if "ssrd" not in self.inner.schema.names:
-            return inner
-        c = self.inner.schema.channels.index("ssrd")
-        sunlit = inner[:, :, c] * (insolation > 0)
-        return torch.cat([inner[:, :, :c], sunlit[:, :, None], inner[:, :, c + 1 :]], 2)
 
     @torch.inference_mode()
     def invent_history(self, outer: Tensor, time: np.datetime64) -> Tensor:

@@ -14,11 +14,13 @@ import xarray as xr
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
+from xscalemixer.model import Model
 from xscalemixer.nn.scalemixer import Step
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
 from xscalemixer.running import (
+    coupled_model_of,
     device_of,
     horizon,
     in_convention,
@@ -41,7 +43,7 @@ def forecast(
     ds: xr.Dataset | xr.DataTree,
     hours: int = 48,
     *,
-    model: str | PathLike | Forecaster | None = None,
+    model: str | PathLike | Model | None = None,
     regional: xr.Dataset | None = None,
     init_time=None,
     rh_phase: str | None = None,
@@ -52,16 +54,16 @@ def forecast(
     diagnose: bool = False,
     progress: bool | None = None,
 ) -> xr.Dataset:
-    """Hourly regional forecast from a global state.
+    """Hourly regional forecast from a global state, or from the hours before it of the region alone.
 
     Parameters
     ----------
     ds : Dataset or DataTree
         Global fields in any layout, names and units that CF attributes or the alias table explain. A DataTree has
-        ``/global`` and, for a warm start, ``/regional``.
+        ``/global`` and, for a warm start, ``/regional``. For a model of a region alone: its hourly fields.
     hours : int
         Length of the forecast; any positive number of hours. Text such as ``"2 days"`` works too.
-    model : str, path or Forecaster, optional
+    model : str, path or model, optional
         Name from ``xsm.models()``, a saved folder, or a model in hand. Default: ``xsm.models.DEFAULT``.
     regional : Dataset, optional
         Hourly regional analyses t-5..t for a warm start; without them the history is invented from ``ds`` (cold start).
@@ -100,7 +102,7 @@ def forecast(
     state = start.state
     attrs = provenance(model, start, report, hours)
     if diagnose:
-        attrs["coupling_response"] = coupling_response(model, state)
+        attrs["coupling_response"] = coupling_response(coupled_model_of(model, "coupling"), state)
     describe = partial(
         forecast_dataset,
         schema=model.inner.schema,
@@ -119,7 +121,7 @@ def forecast(
 def check(
     ds: xr.Dataset | xr.DataTree,
     *,
-    model: str | PathLike | Forecaster | None = None,
+    model: str | PathLike | Model | None = None,
     regional: xr.Dataset | None = None,
     init_time=None,
     rh_phase: str | None = None,
@@ -148,12 +150,13 @@ def key_positions(ds: xr.Dataset | xr.DataTree, *, model=None, regional=None, in
         ``latitude``, ``longitude`` (degrees) and ``score`` of each key with dims (block, key), and ``importance``
         (1, sums to 1 over the globe) with dims (block, token_latitude, token_longitude).
     """
-    model = model_of(model)
+    model = coupled_model_of(model, "key positions")
     if not model.network.mixers:
         raise InputError(f"{model.name!r} has no key positions", ["it was trained with coupling='none'; use another model"])
     start, _ = _prepared(ds, model, regional, init_time, rh_phase)
     trace: list[Step] = []
-    next(model.rollout(start.state, 1, trace))
+    with torch.inference_mode():
+        model.step(start.state, trace)
     keys = trace[0].keys
     lat, lon = model.network.config.outer.tokens.axes
     stack = lambda pick: np.stack([pick(key).cpu().numpy() for key in keys])
@@ -201,7 +204,7 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
     }
 
 
-def _prepared(ds, model: Forecaster, regional, init_time, rh_phase) -> tuple[Start, Report]:
+def _prepared(ds, model: Model, regional, init_time, rh_phase) -> tuple[Start, Report]:
     """As `prepare`, for those who cannot go on without a start.
 
     Raises
@@ -223,9 +226,7 @@ def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
     return torch.from_numpy(rows[:, None] & columns[None, :])
 
 
-def _stream(
-    model: Forecaster, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar
-) -> xr.Dataset:
+def _stream(model: Model, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
     """Write the forecast block by block and open it lazily."""
     import dask.array
 
@@ -240,11 +241,11 @@ def _stream(
         done = store.next_lead
         bar.update(done)
         if store.restart:
-            outer, inner = (torch.from_numpy(store.restart[name]).to(model.device) for name in ("outer", "inner"))
-            start = State(start.time + done * HOUR, outer, inner)
+            parts = {name: torch.from_numpy(values).to(model.device) for name, values in store.restart.items()}
+            start = State.of(start.time + done * HOUR, parts)
         for state, fields in run_blocks(model, start, hours, done, bar) if done < hours else ():
             leads = np.arange(store.next_lead + 1, store.next_lead + 1 + len(fields))
             block = describe(fields, lead_time=leads)
-            store.write(store.next_lead, block, {"outer": state.outer.cpu().numpy(), "inner": state.inner.cpu().numpy()})
+            store.write(store.next_lead, block, {name: part.cpu().numpy() for name, part in state.parts.items()})
         store.finish()
     return xr.open_zarr(to)

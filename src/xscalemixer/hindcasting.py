@@ -13,9 +13,9 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
-from xscalemixer.conform import require_dataset, valid_times
+from xscalemixer.conform import valid_times
 from xscalemixer.errors import InputError, TimeError
-from xscalemixer.forecaster import Forecaster
+from xscalemixer.model import Model
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
@@ -29,8 +29,8 @@ from xscalemixer.running import (
     run_blocks,
     state_digest,
 )
-from xscalemixer.starting import Start, branches_of, minute, prepare, starts_at
-from xscalemixer.state import HOUR, HOURS, State
+from xscalemixer.starting import Start, data_of, minute, prepare, starts_at
+from xscalemixer.state import HOUR, State
 from xscalemixer.store import BlockStore
 
 __all__ = ["hindcast"]
@@ -44,7 +44,7 @@ def hindcast(
     init_times,
     hours: int = 48,
     *,
-    model: str | PathLike | Forecaster | None = None,
+    model: str | PathLike | Model | None = None,
     regional: xr.Dataset | None = None,
     rh_phase: str | None = None,
     to: str | PathLike | None = None,
@@ -120,23 +120,17 @@ def hindcast(
 class _Source:
     """Where starts come from; holds one group of prepared starts at a time."""
 
-    def __init__(self, driver, model: Forecaster, regional, rh_phase, times: np.ndarray):
+    def __init__(self, driver, model: Model, regional, rh_phase, times: np.ndarray):
         report = Report(f"input for {model.name!r}")
-        if isinstance(driver, xr.DataTree):
-            driver, regional = branches_of(driver, regional, report)
+        self._data = data_of(driver, regional, model, report)
         report.raise_errors("no hindcast was made")
-        for data in (driver,) if regional is None else (driver, regional):
-            require_dataset(data)
         self.times = times
-        self._driver, self._model = driver, model
-        self._more = {"regional": regional, "rh_phase": rh_phase}
+        self._model, self._given = model, {"ds": driver, "regional": regional, "rh_phase": rh_phase}
         self._group = lru_cache(maxsize=1)(self._prepared)
 
     def groups(self, times: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[Start, ...], Report]]:
         """Starts at these times, group by group."""
-        branches = (self._model.outer, 1), (self._model.inner, HOURS)
-        size = sum(4 * length * len(branch.schema.channels) * np.prod(branch.grid.shape) for branch, length in branches)
-        step = max(1, _MEMORY // int(size))
+        step = max(1, _MEMORY // sum(each.nbytes for each in self._model.inputs))
         for first in range(0, times.size, step):
             group = times[first : first + step]
             starts, report = self._group(tuple(group))
@@ -174,10 +168,11 @@ class _Source:
 
     def _prepared(self, times: tuple[np.datetime64, ...]) -> tuple[tuple[Start, ...], Report]:
         report = Report(f"input for {self._model.name!r}")
-        return tuple(starts_at(np.array(times), self._driver, self._model, report, **self._more)), report
+        starts = starts_at(np.array(times), self._data, self._model, report, rh_phase=self._given["rh_phase"])
+        return tuple(starts), report
 
     def _check_times(self) -> None:
-        """Every start is in the driver, and the six hours up to it in the analyses.
+        """All hours up to every start that the model needs are in the data.
 
         Raises
         ------
@@ -185,32 +180,30 @@ class _Source:
             Listing every start that is not.
         """
         report = Report("input")
-        data = {"the driver": (self._driver, 1)}
-        data |= {} if self._more["regional"] is None else {"the regional analyses": (self._more["regional"], HOURS)}
         problems = {}
-        for name, (ds, number) in data.items():
-            known = valid_times(ds, report)
+        for each in (each for each in self._model.inputs if each.part in self._data):
+            known = valid_times(self._data[each.part], report)
             report.raise_errors("no hindcast was made")
-            hours = self.times[:, None] - np.arange(number) * HOUR
+            hours = self.times[:, None] - np.arange(each.hours) * HOUR
             lost = ~np.isin(hours, known)
             span = f"{minute(known.min())} to {minute(known.max())}" if known.size else "no time"
             for time, row, missing in zip(self.times, hours, lost, strict=True):
                 if missing.any():
                     hour = ", ".join(minute(t) for t in np.sort(row[missing]))
-                    problems.setdefault(time, []).append((TimeError, f"not in {name} ({span}): {hour}"))
+                    problems.setdefault(time, []).append((TimeError, f"not in the {each.words} ({span}): {hour}"))
         _refuse(problems, self._model)
 
     def _one_by_one(self, times: np.ndarray, whole: Report) -> dict:
         """Problems of each start of a group that has some."""
         problems = {}
         for time in times:
-            _, report = prepare(self._driver, self._model, init_time=time, **self._more)
+            _, report = prepare(model=self._model, init_time=time, **self._given)
             if not report.ok:
                 problems[time] = [(finding.error, str(finding)) for finding in report.select("error")]
         return problems or {times[0]: [(finding.error, str(finding)) for finding in whole.select("error")]}
 
 
-def _refuse(problems: dict, model: Forecaster) -> None:
+def _refuse(problems: dict, model: Model) -> None:
     """Raise one error that lists all starts with problems, those with the same problem together."""
     alike: dict[str, list[np.datetime64]] = {}
     for time, ones in problems.items():
@@ -245,9 +238,7 @@ def _times(init_times) -> np.ndarray:
     return unique
 
 
-def _runs(
-    model: Forecaster, source: _Source, times: np.ndarray, hours: int, bar: tqdm
-) -> Iterator[tuple[np.datetime64, np.ndarray]]:
+def _runs(model: Model, source: _Source, times: np.ndarray, hours: int, bar: tqdm) -> Iterator[tuple[np.datetime64, np.ndarray]]:
     """Start and fields (L, C, h, w) of each forecast as they get ready."""
     client = _client()
     shared = model if client is None else client.scatter(model, broadcast=True, hash=False)
@@ -265,7 +256,7 @@ def _runs(
                 job.release()
 
 
-def _run(model: Forecaster, start: State, hours: int, bar: tqdm | None = None) -> np.ndarray:
+def _run(model: Model, start: State, hours: int, bar: tqdm | None = None) -> np.ndarray:
     """One forecast, shape (L, C, h, w)."""
     silent = tqdm(disable=True) if bar is None else bar
     try:
@@ -287,7 +278,7 @@ def _client():
         return None
 
 
-def _nothing(model: Forecaster, hours: int) -> Iterator[np.ndarray]:
+def _nothing(model: Model, hours: int) -> Iterator[np.ndarray]:
     """Lazy fields without values, in the chunks of a store, without end."""
     import dask.array
 

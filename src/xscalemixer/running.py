@@ -16,12 +16,23 @@ from xscalemixer.conform import whole_hours
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
+from xscalemixer.model import Model
 from xscalemixer.pretrained import load
 from xscalemixer.report import Report
 from xscalemixer.starting import Start, minute
-from xscalemixer.state import HOURS, State
+from xscalemixer.state import State
 
-__all__ = ["device_of", "horizon", "in_convention", "model_of", "provenance", "require_store", "run_blocks", "state_digest"]
+__all__ = [
+    "coupled_model_of",
+    "device_of",
+    "horizon",
+    "in_convention",
+    "model_of",
+    "provenance",
+    "require_store",
+    "run_blocks",
+    "state_digest",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +40,30 @@ HORIZON = 48  # hours; the shipped model was verified up to here, on its twin wo
 FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2", ".zip")  # endings that no Zarr folder has
 
 
-def model_of(model: str | PathLike | Forecaster | None) -> Forecaster:
+def model_of(model: str | PathLike | Model | None) -> Model:
     """The model in hand, by name, from a folder, or the default one."""
-    if isinstance(model, Forecaster):
+    if isinstance(model, Model):
         return model
     if model is not None and not isinstance(model, str | PathLike):
         raise InputError(
             f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
         )
     return load() if model is None else load(model)
+
+
+def coupled_model_of(model: str | PathLike | Model | None, what: str) -> Forecaster:
+    """The same, for what only a global and a regional network that talk to each other can do.
+
+    Raises
+    ------
+    InputError
+        If the model is of another kind.
+    """
+    found = model_of(model)
+    if isinstance(found, Forecaster):
+        return found
+    problem = f"it is a {found.kind} model; needed one with a global and a regional network, such as xsm.load()"
+    raise InputError(f"{found.name!r} has no {what}", [problem])
 
 
 def horizon(hours) -> int:
@@ -81,18 +107,18 @@ def device_of(wanted: str | None) -> str:
     return kind
 
 
-def run_blocks(model: Forecaster, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
-    """State after each step and its new hours, shape (up to 6, C, h, w); stops at ``hours``, begins after ``done``."""
-    steps = -(-(hours - done) // HOURS)
+def run_blocks(model: Model, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+    """State after each step and its new hours, shape (T, C, h, w); stops at ``hours``, begins after ``done``."""
+    steps = -(-(hours - done) // model.hours)
     for state in model.rollout(start, steps):
-        fields = state.inner[0, : min(HOURS, hours - done)].cpu().numpy()
+        fields = state.inner[0, -model.hours :][: hours - done].cpu().numpy()
         _require_finite(fields, model, done)
         done += len(fields)
         bar.update(len(fields))
         yield state, fields
 
 
-def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
+def _require_finite(fields: np.ndarray, model: Model, done: int) -> None:
     bad = np.argwhere(~np.isfinite(fields))
     if bad.size:
         lead, channel, row, column = bad[0]
@@ -101,11 +127,12 @@ def _require_finite(fields: np.ndarray, model: Forecaster, done: int) -> None:
         raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
 
 
-def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> dict:
+def provenance(model: Model, start: Start, report: Report, hours: int) -> dict:
     """Global attributes: what made this forecast from what, and every assumption."""
     return {
         "title": f"{hours}-hour regional forecast by {model.name}",
         "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
+        "references": model.references,
         "model": model.name,
         "model_sha256": model.sha256,
         "torch_version": torch.__version__,
@@ -120,7 +147,7 @@ def provenance(model: Forecaster, start: Start, report: Report, hours: int) -> d
 def state_digest(state: State) -> str:
     """Hash of the start, to tell runs apart."""
     digest = hashlib.sha256(minute(state.time).encode())
-    for tensor in (state.outer, state.inner):
+    for tensor in state.parts.values():
         digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
     return digest.hexdigest()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
@@ -14,15 +15,15 @@ import xarray as xr
 
 from xscalemixer.conform import conform, require_dataset, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
-from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
+from xscalemixer.model import Input, Model
 from xscalemixer.physics.humidity import Phase
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
-from xscalemixer.state import HOUR, HOURS, State, fields_of
+from xscalemixer.state import GROUPS, HOUR, State, fields_of
 
-__all__ = ["Start", "branches_of", "minute", "prepare", "starts_at"]
+__all__ = ["Start", "data_of", "minute", "prepare", "starts_at"]
 
 
 @dataclass(frozen=True)
@@ -31,104 +32,144 @@ class Start:
 
     Attributes
     ----------
-    model : Forecaster
+    model : Model
     time : numpy.datetime64
-    outer : Tensor, shape (1, C_g, H, W), physical
-    inner : Tensor, shape (1, 6, C_r, h, w), physical, or None
-        Regional hours t-5..t; None for a cold start.
+    fields : dict of Tensor, shape (1, T, C, H, W), physical
+        Hours up to the start, by part of the state; what was not given is not there.
     west_negative : bool
         The input counts longitudes from -180 to 180 degrees.
     """
 
-    model: Forecaster
+    model: Model
     time: np.datetime64
-    outer: torch.Tensor
-    inner: torch.Tensor | None
+    fields: dict[str, torch.Tensor]
     west_negative: bool
 
     @property
     def cold(self) -> bool:
-        """True if the regional history has to be invented."""
-        return self.inner is None
+        """True if something has to be invented."""
+        return len(self.fields) < len(self.model.inputs)
 
     @cached_property
     def state(self) -> State:
         """The state at the start, on the device of the model; a cold start invents the regional history here."""
-        outer = self.outer.to(self.model.device)
-        inner = self.model.invent_history(outer, self.time) if self.inner is None else self.inner.to(self.model.device)
-        return State(self.time, outer, inner)
+        return self.model.begin(self.time, {part: fields.to(self.model.device) for part, fields in self.fields.items()})
 
 
-def prepare(ds, model: Forecaster, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
+def prepare(ds, model: Model, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
     """Conform, regrid and collect the start; it is None where the report has errors."""
     report = Report(f"input for {model.name!r}")
     if rh_phase not in (None, *get_args(Phase)):
         needed = ", ".join(f'"{phase}"' for phase in get_args(Phase))
         report.error("rh_phase", repr(rh_phase), f"one of {needed}, or none", kind=InputError)
         rh_phase = "water"  # said already; look on for other problems
+    data = data_of(ds, regional, model, report)
+    if not data:
+        return None, report
+    time = _start_time(data, model, init_time, report)
+    if time is None and (time := _latest(data)) is None:  # look at the latest state all the same, to list every problem
+        return None, report
+    starts = starts_at(np.array([time]), data, model, report, rh_phase=rh_phase)
+    return starts[0] if starts else None, report
+
+
+def starts_at(times, data: Mapping[str, xr.Dataset], model: Model, report: Report, *, rh_phase=None) -> list[Start]:
+    """Prepared starts at sorted times that the data have, read together; none where the report gets errors."""
+    fields, west_negative = {}, False
+    for each in model.inputs:
+        if each.part not in data:
+            report.assume(each.group, each.otherwise)
+            continue
+        hours = times[:, None] - np.arange(each.hours)[::-1] * HOUR
+        wanted = np.unique(hours)
+        found, negative = _on_model_grid(data[each.part], each, _held(data[each.part], each, wanted, report), report, rh_phase)
+        west_negative |= negative and each is model.inputs[0]
+        if found is not None and len(found) == len(wanted):
+            fields[each.part] = found[np.searchsorted(wanted, hours)]
+    if not report.ok:
+        return []
+    pick = lambda i: {part: torch.from_numpy(values[i : i + 1]) for part, values in fields.items()}
+    return [Start(model, time, pick(i), west_negative) for i, time in enumerate(times)]
+
+
+def data_of(ds, regional, model: Model, report: Report) -> dict[str, xr.Dataset]:
+    """What was given, by part of the state; nothing where the report gets errors.
+
+    Raises
+    ------
+    SchemaError
+        If something is neither a Dataset nor a DataTree.
+    """
+    first, *others = model.inputs
     if isinstance(regional, xr.DataTree):
         fix = 'Take the group that holds them: regional=tree["regional"].to_dataset()'
         report.error("regional", "a DataTree", "a Dataset of hourly analyses", fix)
         regional = None
+    given = {first.group: ds}
     if isinstance(ds, xr.DataTree):
-        ds, regional = branches_of(ds, regional, report)
-        if ds is None:
-            return None, report
-    for data in (ds,) if regional is None else (ds, regional):
+        given = _groups_of(ds, model, report)
+    if regional is not None and not others:
+        found = f"a driver, and regional= beside it; {model.name!r} starts from {first.words} of its region alone"
+        report.error("regional", found, "one dataset", "xsm.forecast(regional, model=...)", kind=InputError)
+    elif regional is not None:
+        given["regional"] = regional
+    for data in given.values():
         require_dataset(data)
-    time = _start_time(ds, regional, init_time, report)
-    if time is None and (time := _latest(ds)) is None:  # look at the latest state all the same, to list every problem
-        return None, report
-    starts = starts_at(np.array([time]), ds, model, report, regional=regional, rh_phase=rh_phase)
-    return starts[0] if starts else None, report
+    return {each.part: given[each.group] for each in model.inputs if each.group in given} if first.group in given else {}
 
 
-def starts_at(times, ds: xr.Dataset, model: Forecaster, report: Report, *, regional=None, rh_phase=None) -> list[Start]:
-    """Prepared starts at sorted times that the data have, read together; none where the report gets errors."""
-    terrain = model.network.outer.statics[0].cpu().numpy() * 1000.0
-    outer, west_negative = _on_model_grid(ds, model.outer, times, report, rh_phase, "driver", terrain)
-    inner, hours = None, times[:, None] - np.arange(HOURS)[::-1] * HOUR
-    if regional is None:
-        report.assume("regional", "no analyses given; the six hours before the start are invented from the driver (cold start)")
-    else:
-        history = np.unique(hours)
-        inner, _ = _on_model_grid(regional, model.inner, history, report, rh_phase, "regional analyses")
-    if outer is None or not report.ok:
-        return []
-    starts = []
-    for i, time in enumerate(times):
-        before = None if inner is None else torch.from_numpy(inner[np.searchsorted(history, hours[i])])[None]
-        starts.append(Start(model, time, torch.from_numpy(outer[i : i + 1]), before, west_negative))
-    return starts
-
-
-def branches_of(tree: xr.DataTree, regional, report: Report) -> tuple[xr.Dataset | None, xr.Dataset | None]:
-    """The two groups of a tree."""
-    if "global" not in tree.children:
-        report.error("groups", f"found {list(tree.children) or 'none'}", "'/global' (and '/regional' for a warm start)",
-                     'Build it with xr.DataTree.from_dict({"/global": ds, "/regional": analyses}).')  # fmt: skip
-        return None, None
-    others = sorted(set(tree.children) - {"global", "regional"})
-    if others:
+def _groups_of(tree: xr.DataTree, model: Model, report: Report) -> dict[str, xr.Dataset]:
+    """The groups of a tree that a model starts from; others, and a missing first one, go to the report."""
+    groups = [each.group for each in model.inputs]
+    first, found = groups[0], list(tree.children)
+    needed = " and ".join(f"'/{group}'" for group in groups)
+    if first not in found:
+        required, *optional = (f"'/{group}'" for group in groups)
+        warm = f" (and {optional[0]} for a warm start)" if optional else ""
+        entries = ", ".join(f'"/{group}": {name}' for group, name in zip(groups, ("ds", "analyses"), strict=False))
         report.error(
-            "groups", f"unknown groups {others}", "'/global' and '/regional' only", f'Drop or rename them: "/{others[0]}".'
+            "groups", f"found {found or 'none'}", required + warm, f"Build it with xr.DataTree.from_dict({{{entries}}})."
         )
-    inside = tree["regional"].to_dataset() if "regional" in tree.children else None
-    return tree["global"].to_dataset(), regional if regional is not None else inside
+        return {}
+    if unknown := sorted(set(found) - set(GROUPS.values())):
+        report.error("groups", f"unknown groups {unknown}", f"{needed} only", f'Drop or rename them: "/{unknown[0]}".')
+    if unused := sorted(set(found) & set(GROUPS.values()) - set(groups)):
+        fix = f'Take the group that it starts from: tree["{first}"].to_dataset().scalemixer'
+        report.error("groups", f"'/{unused[0]}', which {model.name!r} does not use", f"{needed} alone", fix, kind=InputError)
+    return {group: tree[group].to_dataset() for group in groups if group in found}
 
 
-def _latest(ds: xr.Dataset) -> np.datetime64 | None:
-    """Last valid time of a dataset, if it has any."""
-    times = valid_times(ds, Report(""))
+def _held(ds: xr.Dataset, each: Input, wanted: np.ndarray, report: Report) -> np.ndarray:
+    """Those of the hours up to the start that the data have; missing ones go to the report."""
+    if each.hours == 1:
+        return wanted
+    known = valid_times(ds, Report(""))
+    missing = np.setdiff1d(wanted, known)
+    if not missing.size or not known.size:
+        return wanted
+    step = np.diff(known).min() / HOUR if known.size > 1 else 1.0
+    shown = ", ".join(map(minute, missing[:12])) + (f" and {missing.size - 12} more" if missing.size > 12 else "")
+    found = f"every {step:g} h" if step > 1 else f"{minute(known[0])} to {minute(known[-1])}"
+    fix = "Get hourly data; they are not interpolated in time" if step > 1 else f"Give data from {minute(missing[0])} on"
+    later = np.array([t for t in known if np.isin(t - np.arange(each.hours) * HOUR, known).all()])
+    fix += f', or start at one of the hours from init_time="{minute(later[0])}" on' if later.size else ""
+    needed = f"hourly fields of the {each.hours} hours up to the start"
+    report.error(f"{each.words}: time", f"{found}, without {shown}", needed, fix, kind=TimeError)
+    held = np.intersect1d(wanted, known)
+    return held if held.size else known[-1:]
+
+
+def _latest(data: Mapping[str, xr.Dataset]) -> np.datetime64 | None:
+    """Last valid time of what a model is called on, if it has any."""
+    times = valid_times(next(iter(data.values())), Report(""))
     return times.max() if times.size else None
 
 
-def _start_time(ds, regional, init_time, report: Report) -> np.datetime64 | None:
-    """The start: as asked, or the last time that both inputs have."""
+def _start_time(data: Mapping[str, xr.Dataset], model: Model, init_time, report: Report) -> np.datetime64 | None:
+    """The start: as asked, or the last time that all inputs have."""
     wanted = None if init_time is None else _moment(init_time, report)
-    available = valid_times(ds, report)
-    if regional is not None:
-        analyses = valid_times(regional, report)
+    available, *others = (valid_times(ds, report) for ds in data.values())
+    for analyses in others:
         both = np.intersect1d(available, analyses)
         if available.size and analyses.size and not both.size:
             spans = [f"{minute(times.min())} to {minute(times.max())}" for times in (available, analyses)]
@@ -167,13 +208,12 @@ def _moment(init_time, report: Report) -> np.datetime64 | None:
     return np.datetime64(moment.tz_convert(None) if moment.tz else moment, "ns")
 
 
-def _on_model_grid(
-    ds, branch: Branch, times, report: Report, rh_phase, what: str, terrain_of_model: np.ndarray | None = None
-) -> tuple[np.ndarray | None, bool]:
-    """Fields of one branch at the given times on its grid, shape (T, C, H, W); problems go to the report.
+def _on_model_grid(ds, each: Input, times, report: Report, rh_phase) -> tuple[np.ndarray | None, bool]:
+    """Fields of one input at the given times on its grid, shape (T, C, H, W); problems go to the report.
 
     The second value tells whether the source has negative longitudes.
     """
+    branch, what, terrain_of_model = each.branch, each.words, each.terrain
     canonical, findings = conform(ds, branch.schema, times=np.atleast_1d(times), rh_phase=rh_phase, title=what)
     report.extend(findings, f"{what}: ")
     if not findings.ok:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
 from xscalemixer.variables import Schema
 
 __all__ = [
+    "GROUPS",
     "HOUR",
     "HOURS",
     "State",
@@ -26,30 +28,41 @@ __all__ = [
 ]
 
 HOUR = np.timedelta64(1, "h")
-HOURS = 6  # hours per step, and regional hours in a state
+HOURS = 6  # hours per step of the coupled model, and regional hours in its state
+GROUPS = {"outer": "global", "inner": "regional"}  # parts of a state, and where their data are in a tree
 
 
 @dataclass
 class State:
-    """Where a roll-out stands: both branches at one time, physical units.
+    """Where a roll-out stands, physical units.
 
     Attributes
     ----------
     time : numpy.datetime64
         Valid time t.
-    outer : Tensor, shape (1, C_g, H, W)
-        Global fields at t.
-    inner : Tensor, shape (1, 6, C_r, h, w)
-        Regional fields at t-5..t hours.
+    outer : Tensor, shape (1, C_g, H, W), optional
+        Global fields at t; None for a region alone.
+    inner : Tensor, shape (1, T, C_r, h, w)
+        Regional fields at t-T+1..t hours.
     """
 
     time: np.datetime64
-    outer: Tensor
+    outer: Tensor | None
     inner: Tensor
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The parts that there are, by name."""
+        return {name: part for name in GROUPS if (part := getattr(self, name)) is not None}
 
     def to(self, device) -> State:
         """The same state on another device."""
-        return State(self.time, self.outer.to(device), self.inner.to(device))
+        return State.of(self.time, {name: part.to(device) for name, part in self.parts.items()})
+
+    @classmethod
+    def of(cls, time: np.datetime64, parts: Mapping[str, Tensor]) -> State:
+        """Inverse of `parts`."""
+        return cls(time, parts.get("outer"), parts["inner"])
 
 
 def fields_of(ds: xr.Dataset, schema: Schema) -> np.ndarray:

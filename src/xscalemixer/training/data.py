@@ -24,7 +24,7 @@ from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
 from xscalemixer.report import Report
 from xscalemixer.samples import GlobalPairs, LazyFields, Series, Windows, pair_starts, survey, window_starts
-from xscalemixer.state import HOUR, HOURS, statics_of
+from xscalemixer.state import GROUPS, HOUR, HOURS, statics_of
 from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
 from xscalemixer.variables import REGIONAL, Schema, Stats
 
@@ -45,7 +45,6 @@ log = logging.getLogger(__name__)
 
 LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
 OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
-GROUPS = {"outer": "global", "inner": "regional"}  # branches, and where their data are in a tree
 SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
 
 

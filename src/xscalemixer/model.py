@@ -1,0 +1,235 @@
+"""What every trained model is to the verbs: inputs it starts from, a state it rolls forward, and a description of itself."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xscalemixer.errors import CheckpointError
+from xscalemixer.grids import Grid
+from xscalemixer.nn.blocks import Normalizer
+from xscalemixer.physics.solar import SOLAR_CONSTANT
+from xscalemixer.state import GROUPS, State
+from xscalemixer.variables import Schema, Stats
+
+__all__ = ["Branch", "Input", "Model", "require_keys"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Data contract of one branch.
+
+    Attributes
+    ----------
+    schema : Schema
+    grid : Grid
+    stats : Stats
+    """
+
+    schema: Schema
+    grid: Grid
+    stats: Stats
+
+    @property
+    def sunlit_scale(self) -> float:
+        """W m-2 per unit of normalized insolation: the std of ``ssrd``, without it a quarter of the solar constant."""
+        return self.stats.std["ssrd"] if "ssrd" in self.schema.names else SOLAR_CONSTANT / 4
+
+    def to_dict(self) -> dict:
+        """Plain data."""
+        return {name: getattr(self, name).to_dict() for name in ("schema", "grid", "stats")}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Branch:
+        """Inverse of `to_dict`; unknown keys are an error."""
+        if set(data) != {"schema", "grid", "stats"}:
+            raise CheckpointError(
+                "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed grid, schema, stats"]
+            )
+        return cls(Schema.from_dict(data["schema"]), Grid.from_dict(data["grid"]), Stats.from_dict(data["stats"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """Fields that a model starts from.
+
+    Attributes
+    ----------
+    part : "outer" or "inner"
+        Of the state.
+    branch : Branch
+    hours : int
+        Hourly fields up to the start; 1 is the start alone.
+    words : str
+        What messages call them.
+    otherwise : str
+        What is done where they are not given; empty: they must be.
+    terrain : array, shape (H, W), m, optional
+        Surface fields are carried to it from the terrain of the data.
+    """
+
+    part: str
+    branch: Branch
+    hours: int
+    words: str
+    otherwise: str = ""
+    terrain: np.ndarray | None = None
+
+    @property
+    def group(self) -> str:
+        """Where they are in a tree: "global" or "regional"."""
+        return GROUPS[self.part]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a start."""
+        return 4 * self.hours * len(self.branch.schema) * int(np.prod(self.branch.grid.shape))
+
+
+class Model(ABC):
+    """A trained model with its data contract; rolls states forward by ``hours`` at a time.
+
+    Attributes
+    ----------
+    kind : str
+        In the description of a saved model.
+    references : str
+        Of the method, for the attributes of forecasts.
+    hours : int
+        Length of a step; a state has at least the hours of the last one.
+    name : str
+    inner : Branch
+        What is forecast, and on which grid.
+    about : dict
+        Data, period, scores and licence; plain data for the card.
+    sha256 : str
+        Hash of the weights file; empty for a model that was never saved.
+    """
+
+    kind: ClassVar[str]
+    references: ClassVar[str]
+    hours: int
+    name: str
+    inner: Branch
+    about: dict
+    sha256: str
+
+    # ----------------------------------------------------------------------------------------- what a kind has to tell
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Input, ...]:
+        """What it starts from; the first one is what the verbs are called on."""
+
+    @abstractmethod
+    def begin(self, time: np.datetime64, fields: Mapping[str, Tensor]) -> State:
+        """The state at a time, from the fields (1, hours, C, H, W) of the inputs that are there, by part."""
+
+    @abstractmethod
+    def step(self, state: State) -> State:
+        """One step ahead; both states physical."""
+
+    @property
+    @abstractmethod
+    def modules(self) -> nn.ModuleDict:
+        """The networks under the names used in the weights file."""
+
+    @property
+    @abstractmethod
+    def scales(self) -> tuple[Normalizer, ...]:
+        """Normalizers of the branches."""
+
+    @property
+    @abstractmethod
+    def static(self) -> dict[str, np.ndarray]:
+        """Fields without time on the grid of the forecasts, shape (h, w) each, canonical units."""
+
+    @abstractmethod
+    def to_dict(self) -> dict:
+        """Everything but the weights, as plain data."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: dict) -> Self:
+        """A model with fresh weights from its description; CheckpointError if it cannot be read."""
+
+    # ---------------------------------------------------------------------------------------------- what all of them do
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.modules.parameters())
+
+    def weights_sha256(self) -> str:
+        """Hash of the weights in hand, whether they were saved or not."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.modules.state_dict().items()):
+            digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, path, **options) -> None:
+        """Write a folder with weights, description, card and checksums; options as in `xscalemixer.pretrained.save`."""
+        from xscalemixer import pretrained
+
+        pretrained.save(self, path, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.modules.parameters()).device
+
+    def to(self, device) -> Self:
+        """Move the networks to a device, in place."""
+        nn.ModuleList([self.modules, *self.scales]).to(device)
+        return self
+
+    def eval(self) -> Self:
+        """Switch dropout and the like off."""
+        self.modules.eval()
+        return self
+
+    @torch.inference_mode()
+    def rollout(self, state: State, steps: int) -> Iterator[State]:
+        """Yield the state after each of some steps."""
+        for _ in range(steps):
+            state = self.step(state)
+            yield state
+
+    def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
+        """Physical limits of the regional variables; no sunshine while the sun is down.
+
+        Parameters
+        ----------
+        inner : Tensor, shape (B, T, C, h, w), physical
+        insolation : Tensor, shape (B, T, h, w), W m-2
+        """
+        lower, upper = (torch.from_numpy(limit)[:, None, None].to(inner.device) for limit in self.inner.schema.limits())
+        inner = inner.clamp(lower, upper)
+        if "ssrd" not in self.inner.schema.names:
+            return inner
+        c = self.inner.schema.channels.index("ssrd")
+        sunlit = inner[:, :, c] * (insolation > 0)
+        return torch.cat([inner[:, :, :c], sunlit[:, :, None], inner[:, :, c + 1 :]], 2)
+
+
+def require_keys(data: Mapping, needed: Iterable[str]) -> None:
+    """Check the keys and the format of a description.
+
+    Raises
+    ------
+    CheckpointError
+        For another format version, or missing or unknown keys.
+    """
+    problems = [f"unknown key {key!r}" for key in sorted(set(data) - set(needed))]
+    problems += [f"missing key {key!r}" for key in sorted(set(needed) - set(data))]
+    if data.get("format", 1) != 1:
+        problems.append(f"format {data['format']}; this version of xscalemixer reads format 1")
+    if problems:
+        raise CheckpointError("this model description cannot be read", problems)
