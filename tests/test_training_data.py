@@ -292,7 +292,7 @@ def test_chunks_that_are_far_too_long_are_told(tree):
     for chunk, told in ((36, False), (17520, True)):
         series.values.chunk = chunk
         report = Report("data")
-        data._warn_of_chunks("inner", series, small_config(stages=ONE), report)
+        data.warn_of_chunks("inner", series, 12, report)
         assert ("of which a sample needs 12; reading will be slow" in str(report.assumptions)) == told
 
 

@@ -26,6 +26,7 @@ _LAZY = {
     "train": "training",
     "finetune": "training",
     "TrainConfig": "training",
+    "Met2NetTrainConfig": "training",
     "Stage": "training",
     "score": "verification",
     "rescore": "verification",

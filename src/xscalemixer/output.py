@@ -31,6 +31,7 @@ TIME_ATTRS = {
     "lead_time": {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": "hours"},
     "valid_time": {"standard_name": "time", "long_name": "time the forecast is valid at"} | _CLOCK,
 }
+_LEVEL_ATTRS = {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"}
 MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
 
@@ -51,7 +52,7 @@ def forecast_dataset(
     fields : array, shape (L, C, H, W) or (L, M, C, H, W)
         Forecast in canonical units, channels in the order of ``schema``; M is the number of members. May be lazy.
     schema : Schema
-        Single-level variables only.
+        Variables on levels have all the same ones.
     grid : Grid
         Latitudes north to south.
     reference_time : datetime64
@@ -66,13 +67,13 @@ def forecast_dataset(
     Returns
     -------
     xarray.Dataset
-        Dims ``(reference_time, lead_time, [member], latitude, longitude)``, float32; ``lead_time`` in integer hours and
+        Dims ``(reference_time, lead_time, [member], [level], latitude, longitude)``, float32; ``lead_time`` in integer hours and
         ``valid_time(reference_time, lead_time)``.
 
     Raises
     ------
     SchemaError
-        If variables have levels, channels or leads do not match ``fields``, or a static name is unknown.
+        If variables have different levels, channels or leads do not match ``fields``, or a static name is unknown.
     GridError
         If fields do not have the shape of the grid.
     """
@@ -80,15 +81,19 @@ def forecast_dataset(
     static = {} if static is None else static
     _check(fields, schema, grid, lead_time, static)
     members = fields.shape[1] if fields.ndim == 5 else None
-    dims = ("reference_time", "lead_time", *(("member",) if members else ()), "latitude", "longitude")
-    data = {
-        variable.name: _field(dims, fields[None, ..., channel, :, :], variable)
-        for channel, variable in enumerate(schema.variables)
-    }
+    dims = ("reference_time", "lead_time", *(("member",) if members else ()))
+    data, first = {}, 0
+    for variable in schema.variables:
+        channels = slice(first, first + len(variable.levels)) if variable.levels else first
+        own = (*dims, *(("level",) if variable.levels else ()), "latitude", "longitude")
+        data[variable.name] = _field(own, fields[None, ..., channels, :, :], variable)
+        first += len(variable.channels)
     data |= {name: _field(("latitude", "longitude"), np.asarray(values), CATALOG[name]) for name, values in static.items()}
     heights = {variable.height for variable in schema.variables if variable.height is not None}
     start = np.array([reference_time], "datetime64[ns]")
     coords = _coordinates(grid, start, lead_time.astype("int64"), members)
+    if schema.levels:
+        coords["level"] = xr.Variable("level", np.array(schema.levels, "f8"), _LEVEL_ATTRS, _EXACT)
     coords |= {_height_name(height): _height(height) for height in sorted(heights)}
     return xr.Dataset(data, coords, _global_attrs(reference_time, attrs))
 
@@ -96,7 +101,8 @@ def forecast_dataset(
 def _check(
     fields: np.ndarray | DaskArray, schema: Schema, grid: Grid, lead_time: np.ndarray, static: Mapping[str, ArrayLike]
 ) -> None:
-    problems = [f"{v.name} is on levels {v.levels}; needed single-level variables" for v in schema.variables if v.levels]
+    uneven = [v for v in schema.variables if v.levels and v.levels != schema.levels]
+    problems = [f"{v.name} is on levels {v.levels}; needed those of all: {schema.levels}" for v in uneven]
     if fields.ndim not in (4, 5):
         problems.append(f"fields have shape {fields.shape}; needed (lead, [member], channel, latitude, longitude)")
     elif fields.shape[-3] != len(schema):

@@ -20,7 +20,18 @@ from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["GlobalPairs", "LazyFields", "Series", "Survey", "Windows", "pair_starts", "survey", "window_starts"]
+__all__ = [
+    "GlobalPairs",
+    "LazyFields",
+    "Sequences",
+    "Series",
+    "Survey",
+    "Windows",
+    "pair_starts",
+    "sequence_starts",
+    "survey",
+    "window_starts",
+]
 
 _BLOCK = 2**26  # bytes of a block that is surveyed at once
 _KEPT = 2**28  # bytes of chunks, and of insolation, that are kept for the next samples
@@ -247,6 +258,40 @@ class GlobalPairs(Dataset):
         return {"outer": _normalized(self.outer, pair, *self.scale), "outer_forcing": self._sun(int(pair[0]))[None]}
 
 
+class Sequences(Dataset):
+    """Consecutive hours of one series, all inside one period; threads may share it.
+
+    A sample is a dict of tensors, normalized: ``past`` (T, C, H, W) and ``future`` (T', C, H, W).
+
+    Parameters
+    ----------
+    series : Series
+    scale : (mean, std), shape (C,) each
+    periods : list of (start, end)
+        Start exclusive, end inclusive; no sample crosses from one into another.
+    past, future : int
+        T and T'.
+
+    Raises
+    ------
+    TimeError
+        If no sample fits.
+    """
+
+    def __init__(self, series: Series, scale, periods, past: int, future: int):
+        self.series, self.past, self.future = series, past, future
+        self.scale = tuple(np.asarray(part, "f4")[:, None, None] for part in scale)
+        self.starts = sequence_starts(series.time, periods, past + future)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        first = int(self.starts[item])
+        fields = _normalized(self.series, slice(first, first + self.past + self.future), *self.scale)
+        return {"past": fields[: self.past], "future": fields[self.past :]}
+
+
 def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
     """A function of an index that remembers as many of its fields as fit into memory set aside for that."""
     return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
@@ -270,6 +315,33 @@ def pair_starts(time: np.ndarray, periods: Iterable[tuple]) -> np.ndarray:
     found = pairs[(pairs >= 0).all(1) & np.logical_or.reduce(inside)]
     if not found.size:
         problem = f"found {time.size} global times and none with another one {HOURS} h later within the {len(inside)} periods"
+        raise TimeError("there is nothing to train on", [problem])
+    return found
+
+
+def sequence_starts(time: np.ndarray, periods: Iterable[tuple], hours: int) -> np.ndarray:
+    """Indices of the times from which consecutive hours without a gap fit into one of the periods, shape (N,).
+
+    Parameters
+    ----------
+    time : array of datetime64, shape (T,)
+        Ascending, at least an hour apart.
+    periods : iterable of (start, end)
+        Start exclusive, end inclusive.
+    hours : int
+
+    Raises
+    ------
+    TimeError
+        If there is none.
+    """
+    last = time + (hours - 1) * HOUR
+    gapless = _places(time, last) - np.arange(time.size) == hours - 1
+    inside = [(time > np.datetime64(start)) & (last <= np.datetime64(end)) for start, end in periods]
+    found = np.flatnonzero(gapless & np.logical_or.reduce(inside))
+    if not found.size:
+        held = int(np.logical_or.reduce([(time > np.datetime64(a)) & (time <= np.datetime64(b)) for a, b in periods]).sum())
+        problem = f"found {held} times in {len(inside)} periods and no {hours} consecutive hours without a gap within one of them"
         raise TimeError("there is nothing to train on", [problem])
     return found
 

@@ -20,7 +20,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +171,15 @@ class Met2NetConfig:
     def strides(self) -> tuple[int, ...]:
         """Strides of the convolutions of an encoder: 1, 2, 1, 2, ..."""
         return tuple(1 + i % 2 for i in range(self.units))
+
+    def changed(self, changes: Mapping[str, Any]) -> Met2NetConfig:
+        """Other settings; keys and values in place of a translator or an objective change a part of it.
+
+        >>> Met2NetConfig.tiny().changed({"translator": {"depth": 3}}).translator.depth
+        3
+        """
+        part = lambda name, value: replace(getattr(self, name), **value) if isinstance(value, Mapping) else value
+        return replace(self, **{name: part(name, value) for name, value in changes.items()})
 
     def to_dict(self) -> dict:
         """Plain data."""

@@ -2,6 +2,7 @@
 
 config       Stage, TrainConfig, and the way from and to JSON
 data         both series: checked, surveyed, cut into samples
+alone        the same for a region alone
 objectives   what each stage minimizes
 batches      which samples an update sees, read ahead by threads
 towers       a frozen global network, computed once and kept on disk
@@ -14,10 +15,10 @@ estimating   time and memory, measured before
 finetuning   finetune: the same stages from a trained model
 """
 
-from xscalemixer.training.config import Stage, TrainConfig
+from xscalemixer.training.config import Met2NetTrainConfig, Stage, TrainConfig
 from xscalemixer.training.data import OUTER
 from xscalemixer.training.finetuning import finetune
 from xscalemixer.training.objectives import channel_weights
 from xscalemixer.training.protocol import train
 
-__all__ = ["OUTER", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]
+__all__ = ["OUTER", "Met2NetTrainConfig", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]

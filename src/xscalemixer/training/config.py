@@ -13,12 +13,15 @@ import numpy as np
 
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.report import Report
+from xscalemixer.variables import REGIONAL
 
-__all__ = ["SIZES", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
+__all__ = ["SIZES", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
 
 Periods = tuple[tuple[str, str], ...]
 
-KINDS = ("global", "regional", "rollout", "cold_start")
+COUPLED = ("global", "regional", "rollout", "cold_start")
+ALONE = ("implicit", "joint", "autoencoder", "translator")
+KINDS = COUPLED + ALONE
 SIZES = ("tiny", "small", "base", "paper")
 PRECISIONS = ("bf16", "fp32")
 
@@ -29,7 +32,7 @@ class Stage:
 
     Attributes
     ----------
-    kind : "global", "regional", "rollout" or "cold_start"
+    kind : "global", "regional", "rollout" or "cold_start"; for Met2Net "implicit", "joint", "autoencoder" or "translator"
     updates, batch : int
         Optimizer updates, and samples per update on all devices together.
     peak, floor : float
@@ -72,7 +75,7 @@ class Stage:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}; choose 'global', 'regional', 'rollout' or 'cold_start'")
+            raise ValueError(f"kind={self.kind!r}; choose one of {', '.join(map(repr, KINDS))}")
 
     @property
     def label(self) -> str:
@@ -129,6 +132,9 @@ class TrainConfig:
     check_every: int = 200
     precision: str = "bf16"
 
+    sizes = SIZES  # without annotations: what a class of settings admits is no setting
+    kinds = COUPLED
+
     def to_dict(self) -> dict:
         """Plain data."""
         return asdict(self)
@@ -147,6 +153,40 @@ class TrainConfig:
         settings = _known(cls, data, "settings", report)
         report.raise_errors("these training settings cannot be read")
         return cls(**{**settings, "stages": stages})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Met2NetTrainConfig(TrainConfig):
+    """Everything that decides the training of a `Met2Net` on the hours of a region alone, but the data.
+
+    Its stages: ``kind="implicit"`` (both stages of the paper in every update), or ``"joint"``, or ``"autoencoder"`` and then
+    ``"translator"`` (explicit two-stage). By default AdamW is the Adam of the paper, and nothing is averaged over updates: the
+    translator normalizes with running statistics, which belong to the last weights.
+
+    Attributes
+    ----------
+    variables : tuple of str
+        Catalog names, in the order of the channels.
+    levels : tuple of int
+        Pressure levels (hPa) of those variables that are on levels.
+    size : str
+        A preset of `nn.met2net.Met2NetConfig`.
+    network : dict
+        Changes to the preset, e.g. ``{"past": 6, "translator": {"depth": 4}, "objective": {"momentum": 0.99}}``.
+    calendar : tuple
+        Empty: the network has no such input.
+    """
+
+    variables: tuple[str, ...] = REGIONAL.names
+    levels: tuple[int, ...] = ()
+    size: str = "weatherbench"
+    calendar: tuple[str, ...] = ()
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    ema: float = 0.0
+
+    sizes = ("tiny", "weatherbench", "weatherbench_fine", "era5_cropped", "mvmm_fnist", "taxibj")
+    kinds = ALONE
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
@@ -226,7 +266,7 @@ def are_periods(periods: Periods) -> bool:
 
 def check_settings(config: TrainConfig, report: Report) -> None:
     """Whatever is wrong whichever data there are."""
-    for name, choices in (("size", SIZES), ("precision", PRECISIONS)):
+    for name, choices in (("size", config.sizes), ("precision", PRECISIONS)):
         if (value := getattr(config, name)) not in choices:
             needed = ", ".join(f'"{choice}"' for choice in choices)
             report.error(name, repr(value), f"one of {needed}", f'{name}="{choices[0]}"', kind=InputError)
@@ -238,7 +278,8 @@ def check_settings(config: TrainConfig, report: Report) -> None:
     if config.check_every < 1:
         report.error("check_every", str(config.check_every), "at least 1 update", "check_every=200", kind=InputError)
     if not config.stages:
-        report.error("stages", "none", "at least one", 'stages=(xsm.Stage(kind="global", updates=1000), ...)', kind=InputError)
+        fix = f'stages=(xsm.Stage(kind="{config.kinds[0]}", updates=1000), ...)'
+        report.error("stages", "none", "at least one", fix, kind=InputError)
     for number, stage in enumerate(config.stages):
         _check_stage(f"stages[{number}] ({stage.label})", stage, config, config.stages[:number], report)
 
@@ -268,6 +309,9 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     for name in ("updates", "batch", "steps", "patience", "per_pass"):
         if (value := getattr(stage, name)) is not None and value < 1:
             report.error(subject, f"{name}={value}", "1 or more", f"Stage(kind={stage.kind!r}, {name}=1, ...)", kind=InputError)
+    if stage.kind not in config.kinds:
+        needed = ", ".join(f'"{kind}"' for kind in config.kinds)
+        report.error(subject, f"a stage of another network than {type(config).__name__} trains", needed, kind=InputError)
     if not 0 <= stage.floor <= stage.peak or stage.peak <= 0:
         report.error(subject, f"peak={stage.peak}, floor={stage.floor}", "0 < peak and 0 <= floor <= peak", kind=InputError)
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):

@@ -35,10 +35,16 @@ __all__ = [
     "ColdStartSamples",
     "Contract",
     "FromScratch",
+    "Source",
     "TrainingData",
+    "check_count",
+    "digest_of",
     "grid_digest",
     "groups_of",
     "network_config",
+    "read_source",
+    "too_large",
+    "warn_of_chunks",
 ]
 
 log = logging.getLogger(__name__)
@@ -66,14 +72,18 @@ class Contract(Protocol):
     words: str
     advice: str
 
-    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+    def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
         """The network on these grids and channels."""
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Statistics that a branch brings with it; None: those of the training periods."""
 
+    def collect(self, config: TrainConfig, tree: xr.DataTree, **how) -> TrainingData:
+        """The data, checked and surveyed; for ``how`` see `TrainingData.of`."""
+        return TrainingData.of(config, tree, self, **how)
 
-class FromScratch:
+
+class FromScratch(Contract):
     """The configured preset on all variables."""
 
     advice = "Change network= or size= of the TrainConfig"
@@ -83,12 +93,16 @@ class FromScratch:
         self.cold_start: dict[str, int] = {}
         self.words = f"size={config.size!r}, network={config.network}"
 
-    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+    def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
         """The configured preset."""
         return network_config(getattr(ScaleMixerConfig, self.config.size)(**self.config.network), outer, inner)
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """None."""
+
+    def fresh(self, data: TrainingData) -> Forecaster:
+        """A model to train, with random weights."""
+        return data.model(self, self.config)
 
 
 class AroundGlobal(FromScratch):
@@ -102,7 +116,7 @@ class AroundGlobal(FromScratch):
         self.schemas["outer"] = base.outer.schema
         self.words += f" around the global network of {base.name!r}"
 
-    def network(self, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+    def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
         """The configured preset; ValueError where it has another global network."""
         settings, known = super().network(outer, inner), self.base.network.config
         names = ("width", "heads", "mlp_ratio", "output", "positions")
@@ -117,8 +131,9 @@ class AroundGlobal(FromScratch):
         """Those of the global branch."""
         return self.base.outer.stats if name == "outer" else None
 
-    def put_into(self, model: Forecaster) -> Forecaster:
-        """Load the weights of the global network; its layers may be grouped otherwise."""
+    def fresh(self, data: TrainingData) -> Forecaster:
+        """A model to train around the weights of the global network, whose layers may be grouped otherwise."""
+        model = super().fresh(data)
         values = list(self.base.network.outer.parameters())
         with torch.no_grad():
             for parameter, value in zip(model.network.outer.parameters(), values, strict=True):
@@ -188,20 +203,21 @@ class TrainingData:
         if len(sources) == 2:
             _check_together(config, contract, sources["outer"], sources["inner"], min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
-        lazy = _too_large(sources, memory)
+        lazy = too_large(sources, memory)
         branches, series, statics, digests = {}, {}, {}, {}
         for name, source in sources.items():
             zero_mean = ("ssrd",) if name == "inner" and "ssrd" in source.schema.names else ()
             series[name] = Series.of(source.ds, source.schema, lazy=lazy and source.is_lazy)
-            _warn_of_chunks(name, series[name], config, report)
+            per_step = int(HOURS * HOUR / np.diff(series[name].time).min())
+            warn_of_chunks(f"{name} data", series[name], max(stage.steps for stage in config.stages) * per_step + HOURS, report)
             about = f"training periods of {config.name}"
             found, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
             stats = contract.stats(name, source.grid) or found
             branches[name] = Branch(source.schema, source.grid, stats)
             statics[name] = statics_of(source.ds)
             digests[f"{name} grid"] = grid_digest(source.grid)
-            digests[f"{name} statistics"] = _digest(*stats.arrays(source.schema))
-            digests[f"{name} data"] = f"{digest} {_digest(statics[name])}"
+            digests[f"{name} statistics"] = digest_of(*stats.arrays(source.schema))
+            digests[f"{name} data"] = f"{digest} {digest_of(statics[name])}"
         for finding in report.select("warning"):
             log.warning("%s", finding)
         return cls(branches, series, statics, digests)
@@ -283,10 +299,11 @@ class ColdStartSamples(Dataset):
 
 def grid_digest(grid: Grid) -> str:
     """A short hash that tells grids apart."""
-    return _digest(np.array(grid.latitude), np.array(grid.longitude))
+    return digest_of(np.array(grid.latitude), np.array(grid.longitude))
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest_of(*arrays: np.ndarray) -> str:
+    """A short hash of values."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).view("u1").data)
@@ -297,7 +314,7 @@ def _digest(*arrays: np.ndarray) -> str:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """One group of the tree in canonical form, before its values are read."""
 
     schema: Schema
@@ -306,6 +323,7 @@ class _Source:
 
     @property
     def is_lazy(self) -> bool:
+        """True if nothing has been read."""
         return all(self.ds[name].chunks for name in self.schema.names)
 
     @property
@@ -325,21 +343,23 @@ def groups_of(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
     return {branch: tree[group].to_dataset() for branch, group in GROUPS.items() if group in tree.children}
 
 
-def _sources(tree: xr.DataTree, schemas: dict[str, Schema], skip: float, report: Report) -> dict[str, _Source]:
+def _sources(tree: xr.DataTree, schemas: dict[str, Schema], skip: float, report: Report) -> dict[str, Source]:
     """The groups that can be used, by branch; problems go to the report."""
     hours = {"outer": (1, 2, 3, HOURS), "inner": (1,)}
     found = {
-        branch: _source(ds, f"/{GROUPS[branch]}", schemas[branch], hours[branch], skip, report)
+        branch: read_source(ds, f"/{GROUPS[branch]}", schemas[branch], hours[branch], skip, report)
         for branch, ds in groups_of(tree, report).items()
     }
     return {branch: source for branch, source in found.items() if source is not None}
 
 
-def _source(ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], skip: float, report: Report) -> _Source | None:
-    """One group, conformed, with statics, on latitudes and longitudes, at the right time step."""
+def read_source(
+    ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], skip: float, report: Report, *, statics: bool = True
+) -> Source | None:
+    """One group, conformed, on latitudes and longitudes, at the right time step, and with statics where they are needed."""
     ds, findings = conform(ds, schema, skip=skip, title=title)
     report.extend(findings, f"{title}: ")
-    if missing := [name for name in ("orog", "lsm") if name not in ds]:
+    if missing := [name for name in ("orog", "lsm") if statics and name not in ds]:
         needed = "orog (surface altitude, m) and lsm (land fraction)"
         report.error(
             title, f"no {' and no '.join(missing)}", needed, f"ds = ds.assign({missing[0]}=...), on the grid of the data"
@@ -352,7 +372,7 @@ def _source(ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], 
         fix = 'First ds = xsm.regrid(ds, xsm.Grid.regular(north=..., west=..., step="0.1", shape=(...)))'
         report.error(title, f"{grid}", "latitudes and longitudes as axes", fix, kind=GridError)
         return None
-    return None if missing else _Source(schema, ds, grid)
+    return None if missing else Source(schema, ds, grid)
 
 
 def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Report) -> None:
@@ -364,26 +384,25 @@ def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Re
         report.error(f"{title}: time", f"every {shortest:g} h", f"every {needed} h", fix, kind=TimeError)
 
 
-def _too_large(sources: dict[str, _Source], memory: float) -> bool:
+def too_large(sources: dict[str, Source], memory: float) -> bool:
+    """Whether the fields take more than ``memory`` GiB; logged."""
     size = sum(source.nbytes for source in sources.values()) / 2**30
     log.info("data: %.1f GiB, %s", size, "read as needed" if (large := size > memory) else "held in memory")
     return large
 
 
-def _warn_of_chunks(name: str, series: Series, config: TrainConfig, report: Report) -> None:
-    """Every sample reads whole chunks of time."""
-    per_step = int(HOURS * HOUR / np.diff(series.time).min())
-    used = max(stage.steps for stage in config.stages) * per_step + HOURS
+def warn_of_chunks(name: str, series: Series, used: int, report: Report) -> None:
+    """Every sample reads whole chunks of time, of which it uses some times."""
     if isinstance(series.values, LazyFields) and series.values.chunk > 8 * used:
         found = f"chunks of {series.values.chunk} times, of which a sample needs {used}; reading will be slow"
-        report.warn(f"{name} data", found, f'Rewrite them: ds.chunk(time={used}).to_zarr("rechunked.zarr")')
+        report.warn(name, found, f'Rewrite them: ds.chunk(time={used}).to_zarr("rechunked.zarr")')
 
 
 # ---------------------------------------------------------------------------------------------------- data with settings
 
 
 def _check_together(
-    config: TrainConfig, contract: Contract, outer: _Source, inner: _Source, min_samples: int, report: Report
+    config: TrainConfig, contract: Contract, outer: Source, inner: Source, min_samples: int, report: Report
 ) -> None:
     """The region lies in the driver, the network fits on both, and windows fit into the periods."""
     if share := outer.grid.outside(inner.grid):
@@ -415,13 +434,14 @@ def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, mi
             report.error(name, "; ".join(error.problems), fix="Change these periods or give more data", kind=TimeError)
             continue
         for stage in stages if name != "validation" else ():
-            _check_count(name, count, stage, min_samples, np.diff(outer).min() / HOUR, report)
+            check_count(name, count, stage, stage.steps * HOURS, min_samples, np.diff(outer).min() / HOUR, report)
 
 
-def _check_count(name: str, count: int, stage: Stage, min_samples: int, step: float, report: Report) -> None:
+def check_count(name: str, count: int, stage: Stage, hours: int, min_samples: int, step: float, report: Report) -> None:
+    """There are enough samples, of some hours each and starting every ``step`` hours, for a batch and for the updates."""
     needed = max(stage.batch, min_samples)
     if count < needed:
-        found = f"{count} samples of {stage.steps * HOURS} hours for stage {stage.label} with batch={stage.batch}"
+        found = f"{count} samples of {hours} hours for stage {stage.label} with batch={stage.batch}"
         fix = f"Give {np.ceil((needed - count) * step / 24):g} more days of data (a sample can start every {step:g} h)"
         fix += f", or batch={count}" if count >= min_samples else ""
         report.error(name, found, f"at least {needed} samples", fix, kind=TimeError)
@@ -443,7 +463,7 @@ def _check_caches(config: TrainConfig, network: ScaleMixerConfig, report: Report
             report.error(subject, "cache=True and season_shift", "one of them; shifted samples differ each time", kind=InputError)
 
 
-def network_config(settings: ScaleMixerConfig, outer: Branch | _Source, inner: Branch | _Source) -> ScaleMixerConfig:
+def network_config(settings: ScaleMixerConfig, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
     """A network on these grids, channels, statics and forcings; patches start where global patches do."""
     place = lambda branch, forcings: {
         "latitude": branch.grid.latitude, "longitude": branch.grid.longitude,

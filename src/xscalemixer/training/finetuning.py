@@ -20,7 +20,7 @@ from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.nn.lowrank import add_low_rank, merge_low_rank
 from xscalemixer.report import Report
-from xscalemixer.running import model_of
+from xscalemixer.running import coupled_model_of
 from xscalemixer.samples import window_starts
 from xscalemixer.state import HOUR
 from xscalemixer.training.adapting import Adaptation
@@ -192,7 +192,7 @@ def _are_stages(value) -> bool:
 
 def _base(model, report: Report) -> Forecaster | None:
     try:
-        return model_of(model)
+        return coupled_model_of(model, "fine-tuning")
     except InputError as error:
         report.error("model", "; ".join([error.task, *error.problems]), kind=type(error))
         return None

@@ -1,4 +1,4 @@
-"""The stages of a training run: global pretraining, regional one-step with the global weights frozen, roll-outs, cold start."""
+"""A training run, stage after stage: checked, kept in a folder, and gone on with where it was stopped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from torch import nn
 
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
+from xscalemixer.model import Model
 from xscalemixer.report import Report
-from xscalemixer.running import model_of
+from xscalemixer.running import coupled_model_of
 from xscalemixer.samples import Windows
+from xscalemixer.training.alone import Met2NetStage, RegionAlone
 from xscalemixer.training.batches import Samples
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
-from xscalemixer.training.config import Periods, Stage, TrainConfig
-from xscalemixer.training.data import AroundGlobal, ColdStartSamples, Contract, FromScratch, TrainingData
+from xscalemixer.training.config import Met2NetTrainConfig, Periods, Stage, TrainConfig
+from xscalemixer.training.data import AroundGlobal, ColdStartSamples, Contract, FromScratch
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
 from xscalemixer.training.ranks import Ranks, ranks
@@ -37,9 +39,9 @@ log = logging.getLogger(__name__)
 
 def train(
     config: TrainConfig,
-    tree: xr.DataTree,
+    tree: xr.DataTree | xr.Dataset,
     *,
-    outer: str | PathLike | Forecaster | None = None,
+    outer: str | PathLike | Model | None = None,
     folder: str | Path | None = None,
     device: str | None = None,
     sharded: bool = False,
@@ -49,15 +51,17 @@ def train(
     workers: int = 2,
     save_updates: int = 200,
     save_minutes: float = 10.0,
-) -> Forecaster:
-    """Train a coupled model from scratch, in one process or in those that torchrun started.
+) -> Model:
+    """Train a model from scratch, in one process or in those that torchrun started.
 
     Parameters
     ----------
-    config : TrainConfig
-    tree : DataTree
+    config : TrainConfig or Met2NetTrainConfig
+        A coupled model, or one of a region alone.
+    tree : DataTree or Dataset
         ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
-        Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
+        Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands. For a region alone a Dataset of its
+        hourly fields.
     outer : str, path or Forecaster, optional
         A model whose global network is taken over, with its statistics, instead of a global stage.
     folder : path, optional
@@ -81,7 +85,7 @@ def train(
 
     Returns
     -------
-    Forecaster
+    Forecaster or RegionalForecaster
         On the CPU, the same in every process.
 
     Raises
@@ -91,12 +95,24 @@ def train(
         While training, if a loss or a gradient is not finite.
     """
     way = Way(folder, device, sharded, memory, skip, min_samples, workers, save_updates, save_minutes)
-    contract = None if outer is None else AroundGlobal(config, model_of(outer))
-    origin = {} if contract is None else {"global network": contract.base.weights_sha256()}
+    contract, origin = _contract(config, outer)
     with run(config, tree, way, contract, origin=origin) as protocol:
         torch.manual_seed(config.seed)
-        model = protocol.data.model(contract or FromScratch(config), config)
-        return protocol.to_the_end(model if contract is None else contract.put_into(model))
+        return protocol.to_the_end(contract.fresh(protocol.data))
+
+
+def _contract(config: TrainConfig, outer) -> tuple[Any, dict[str, str]]:
+    """What a class of settings trains, and what tells its start apart."""
+    scratch = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone}[type(config)]
+    if outer is None:
+        return scratch(config), {}
+    if scratch is not FromScratch:
+        found = (
+            f"outer= was given, and {type(config).__name__} trains on a region alone; needed neither driver nor global network"
+        )
+        raise InputError(f"{config.name!r} cannot be trained", [f"{found}. Leave out outer="])
+    base = coupled_model_of(outer, "global network")
+    return AroundGlobal(config, base), {"global network": base.weights_sha256()}
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class Way:
 @contextmanager
 def run(
     config: TrainConfig,
-    tree: xr.DataTree,
+    tree: xr.DataTree | xr.Dataset,
     way: Way,
     contract: Contract | None = None,
     *,
@@ -129,7 +145,7 @@ def run(
     Parameters
     ----------
     config : TrainConfig
-    tree : DataTree
+    tree : DataTree or Dataset
     way : Way
     contract : Contract, optional
         By default that of a model from scratch.
@@ -142,9 +158,8 @@ def run(
     with ranks(way.device, sharded=way.sharded) as group, owned(kept if group.first else None):
         report = Report(f"training of {config.name!r}") if report is None else report
         _check_run(config, group, kept, report)
-        data = TrainingData.of(
-            config, tree, contract, memory=way.memory, skip=way.skip, min_samples=way.min_samples, report=report
-        )
+        contract = FromScratch(config) if contract is None else contract
+        data = contract.collect(config, tree, memory=way.memory, skip=way.skip, min_samples=way.min_samples, report=report)
         yield Run(config, data, group, kept, way, dict(origin or {}))
 
 
@@ -168,7 +183,7 @@ class Run:
     Attributes
     ----------
     config : TrainConfig
-    data : TrainingData
+    data : TrainingData or HourlyData
     group : Ranks
     folder : Path, optional
     way : Way
@@ -176,7 +191,7 @@ class Run:
     """
 
     config: TrainConfig
-    data: TrainingData
+    data: Any
     group: Ranks
     folder: Path | None
     way: Way
@@ -188,7 +203,7 @@ class Run:
         finished = self._finished()
         return [number for number in range(len(self.config.stages)) if number not in finished]
 
-    def to_the_end(self, model: Forecaster) -> Forecaster:
+    def to_the_end(self, model: Any) -> Any:
         """Train a model stage after stage, in place; stages that the folder holds are loaded."""
         finished = self._finished()
         for number, stage in enumerate(self.config.stages):
@@ -209,7 +224,7 @@ class Run:
         model.eval()
         return model
 
-    def _run(self, number: int, model: Forecaster) -> list[dict]:
+    def _run(self, number: int, model: Model) -> list[dict]:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
@@ -257,7 +272,7 @@ class Run:
         way = self.way
         return Saving(checkpoints=checkpoints, losses=losses, updates=way.save_updates, minutes=way.save_minutes)
 
-    def _keep(self, number: int, model: Forecaster, history: list[dict]) -> None:
+    def _keep(self, number: int, model: Model, history: list[dict]) -> None:
         """Write the weights after a stage; they appear under their name only when they are complete."""
         if self.folder is None or not self.group.first:
             return
@@ -298,10 +313,15 @@ class Run:
         return finished
 
 
-def objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
-    """What a stage trains, and the function that makes its samples from periods."""
-    if stage.kind == "cold_start":
-        return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
-    if stage.kind == "global":
-        return GlobalObjective(model.network.outer, data, stage), data.pairs
-    return CoupledObjective(model.network, data, stage), lambda periods: data.windows(model.calendar, periods, stage.steps)
+def objective_of(stage: Stage, data: Any, model: Any) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+    """What a stage trains, and the function that makes its samples from periods; data and model are those of its contract."""
+    match stage.kind:
+        case "cold_start":
+            return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
+        case "global":
+            return GlobalObjective(model.network.outer, data, stage), data.pairs
+        case "regional" | "rollout":
+            samples = lambda periods: data.windows(model.calendar, periods, stage.steps)
+            return CoupledObjective(model.network, data, stage), samples
+        case _:
+            return Met2NetStage(model, stage), lambda periods: data.sequences(model.network.config, periods)

@@ -1,0 +1,233 @@
+"""Training on the hours of a region alone: its data, and what the stages of Met2Net minimize."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from xscalemixer.errors import InputError, SchemaError, TimeError
+from xscalemixer.grids import Grid
+from xscalemixer.model import Branch
+from xscalemixer.nn.met2net import STAGES, Met2Net, Met2NetConfig, Met2NetObjective
+from xscalemixer.regional import RegionalForecaster, Statics
+from xscalemixer.report import Report
+from xscalemixer.samples import Sequences, Series, sequence_starts, survey
+from xscalemixer.state import HOUR
+from xscalemixer.training.config import Met2NetTrainConfig, Periods, Stage, are_periods, check_settings
+from xscalemixer.training.data import (
+    Source,
+    check_count,
+    digest_of,
+    grid_digest,
+    read_source,
+    too_large,
+    warn_of_chunks,
+)
+from xscalemixer.training.engine import OneStage
+from xscalemixer.variables import CATALOG, Schema
+
+__all__ = ["HourlyData", "Met2NetStage", "RegionAlone"]
+
+log = logging.getLogger(__name__)
+
+_TITLE = "hourly fields"
+_STATICS = ("orog", "lsm")
+
+
+class Met2NetStage(OneStage):
+    """A stage of Met2Net; while validating, all that forecast are measured alike: by the error of the forecast.
+
+    So the best weights of each way of training are chosen by the same number. Parts while validating: those of the stage,
+    mean square error of each channel and of persistence, normalized. Autoencoders are measured by their reconstruction.
+    """
+
+    def __init__(self, model: RegionalForecaster, stage: Stage):
+        super().__init__(Met2NetObjective(model.network), stage.kind)
+        self.channels = model.inner.schema.channels
+
+    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of `samples.Sequences`."""
+        value, parts = super().loss(batch)
+        if self.training or self.stage == "autoencoder":
+            return value, parts
+        past, future = batch["past"], batch["future"]
+        error = (self.objective.network(past) - future).square().mean((0, 1, 3, 4))
+        persistence = (past[:, -1:] - future).square().mean()
+        return error.mean(), {**parts, "persistence": persistence, **dict(zip(self.channels, error, strict=True))}
+
+
+@dataclass(frozen=True)
+class HourlyData:
+    """Hourly fields of one region in physical units, with their contract.
+
+    Attributes
+    ----------
+    branch : Branch
+    series : Series
+    statics : dict of array, shape (H, W)
+        Those of orography (m) and land fraction that the data have.
+    digests : dict of str
+        Hashes that tell other data, grids or statistics apart.
+    """
+
+    branch: Branch
+    series: Series
+    statics: dict[str, np.ndarray]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, config: Met2NetTrainConfig, ds: xr.Dataset, *, memory: float, skip: float, min_samples: int, report: Report
+    ) -> HourlyData:
+        """Check settings and data, and survey them; for the arguments see `data.TrainingData.of`.
+
+        Raises
+        ------
+        InputError
+            With every problem of settings and data.
+        """
+        check_settings(config, report)
+        _check_stages(config, report)
+        if not 0 <= skip < 1:
+            report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
+        schema = _schema(config, report)
+        source = None if schema is None else _source(ds, schema, skip, report)
+        settings = None if schema is None or config.size not in config.sizes else _settings(config, schema, source, report)
+        if source is not None and settings is not None:
+            _check_samples(config, settings, source.ds["time"].values, min_samples, report)
+        report.raise_errors(f"{config.name!r} cannot be trained")
+        return cls._surveyed(config, source, settings, memory, report)
+
+    @classmethod
+    def _surveyed(
+        cls, config: Met2NetTrainConfig, source: Source, settings: Met2NetConfig, memory: float, report: Report
+    ) -> HourlyData:
+        schema = source.schema
+        series = Series.of(source.ds, schema, lazy=too_large({"inner": source}, memory) and source.is_lazy)
+        warn_of_chunks(_TITLE, series, settings.past + settings.future, report)
+        zero_mean = ("ssrd",) if "ssrd" in schema.names else ()
+        about = f"training periods of {config.name}"
+        stats, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about)
+        statics = {name: source.ds[name].values.astype("f4") for name in _STATICS if name in source.ds}
+        digests = {
+            "inner grid": grid_digest(source.grid),
+            "inner statistics": digest_of(*stats.arrays(schema)),
+            "inner data": f"{digest} {digest_of(*statics.values())}",
+        }
+        for finding in report.select("warning"):
+            log.warning("%s", finding)
+        return cls(Branch(schema, source.grid, stats), series, statics, digests)
+
+    def sequences(self, settings: Met2NetConfig, periods: Periods) -> Sequences:
+        """Normalized training samples."""
+        scale = self.branch.stats.arrays(self.branch.schema)
+        return Sequences(self.series, scale, periods, settings.past, settings.future)
+
+
+@dataclass(frozen=True)
+class RegionAlone:
+    """The configured preset of Met2Net on the configured variables."""
+
+    config: Met2NetTrainConfig
+
+    def collect(self, config: Met2NetTrainConfig, ds: xr.Dataset, **how) -> HourlyData:
+        """The data, checked and surveyed."""
+        return HourlyData.of(config, ds, **how)
+
+    def fresh(self, data: HourlyData) -> RegionalForecaster:
+        """A model to train, with random weights."""
+        network = Met2Net(network_config(self.config, data.branch.schema, data.branch.grid))
+        return RegionalForecaster(self.config.name, network, data.branch, Statics(data.statics))
+
+
+def network_config(config: Met2NetTrainConfig, schema: Schema, grid: Grid | None) -> Met2NetConfig:
+    """The configured preset for these channels; longitude wraps where the grid does, and the objective is that of the stages."""
+    settings = getattr(Met2NetConfig, config.size)(channels=len(schema), periodic=grid is not None and grid.periodic)
+    settings = settings.changed(config.network)
+    return replace(settings, objective=replace(settings.objective, way=_ways(config)[0]))
+
+
+def _ways(config: Met2NetTrainConfig) -> list[str]:
+    """Ways of training that the stages belong to."""
+    kinds = {stage.kind for stage in config.stages}
+    return [way for way, stages in STAGES.items() if kinds & set(stages)] or list(STAGES)
+
+
+# ---------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
+    """They are of one way of training, and ask for nothing that only coupled models have."""
+    if len(ways := _ways(config)) > 1 and config.stages:
+        found = f"stages of {' and '.join(ways)} training"
+        needed = '"implicit", or "joint", or "autoencoder" and then "translator"'
+        report.error("stages", found, needed, "Train each way in a run of its own", kind=InputError)
+    if config.calendar:
+        report.error("calendar", repr(config.calendar), "nothing: Met2Net has no calendar input", "calendar=()", kind=InputError)
+    usual = asdict(Stage(kind="implicit", updates=1))
+    for number, stage in enumerate(config.stages):
+        for name in ("steps", "season_shift", "recompute", "cache"):
+            if (value := getattr(stage, name)) != usual[name]:
+                subject = f"stages[{number}] ({stage.label})"
+                report.error(subject, f"{name}={value}", f"Met2Net has no {name}", f"Leave {name}= out", kind=InputError)
+
+
+def _schema(config: Met2NetTrainConfig, report: Report) -> Schema | None:
+    known = [name for name, row in CATALOG.items() if row.role != "static"]
+    unknown = [name for name in config.variables if name not in known]
+    if unknown or not config.variables or len(set(config.variables)) < len(config.variables):
+        found = f"unknown {', '.join(map(repr, unknown))}" if unknown else repr(config.variables)
+        report.error("variables", found, f"some of {', '.join(known)}, each once", 'variables=("t2m", "u10", "v10")')
+        return None
+    above = [name for name in config.variables if CATALOG[name].levels]
+    if bool(above) != bool(config.levels):
+        found = f"levels={config.levels} for {', '.join(above) or 'no variable on levels'}"
+        report.error(
+            "levels", found, "pressure levels in hPa where a variable has levels", "levels=(1000,)" if above else "levels=()"
+        )
+        return None
+    return Schema.of(*config.variables, levels=config.levels)
+
+
+def _source(ds, schema: Schema, skip: float, report: Report) -> Source | None:
+    if isinstance(ds, xr.DataTree):
+        fix = 'Take the group that holds it: tree["regional"].to_dataset()'
+        report.error("data", "a DataTree", "the Dataset of one region; no driver is used", fix, kind=SchemaError)
+        return None
+    return read_source(ds, _TITLE, schema, (1,), skip, report, statics=False)
+
+
+def _settings(config: Met2NetTrainConfig, schema: Schema, source: Source | None, report: Report) -> Met2NetConfig | None:
+    """Settings of a network that can be made."""
+    try:
+        settings = network_config(config, schema, None if source is None else source.grid)
+        with torch.device("meta"):
+            Met2Net(settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        found = f"size={config.size!r}, network={config.network}: {error}"
+        report.error("network", found, fix="Change network= or size= of the settings", kind=InputError)
+        return None
+    return settings
+
+
+def _check_samples(config: Met2NetTrainConfig, settings: Met2NetConfig, time: np.ndarray, least: int, report: Report) -> None:
+    """Every stage has samples to validate on, and enough to learn from."""
+    hours = settings.past + settings.future
+    own = {f"stages[{i}].periods": stage.periods for i, stage in enumerate(config.stages) if stage.periods}
+    for name, periods in {"train": config.train, "validation": config.validation, **own}.items():
+        if not are_periods(periods):
+            continue
+        try:
+            count = len(sequence_starts(time, periods, hours))
+        except TimeError as error:
+            report.error(name, "; ".join(error.problems), fix="Change these periods or give more data", kind=TimeError)
+            continue
+        for number, stage in enumerate(config.stages) if name != "validation" else ():
+            if name == (f"stages[{number}].periods" if stage.periods else "train"):
+                check_count(name, count, stage, hours, least, float(np.diff(time).min() / HOUR), report)

@@ -1,0 +1,255 @@
+"""Training on a region alone: every way runs, repeats itself, goes on after a kill, and leaves alone what it must."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from alone import NETWORK, PERIODS, alone, region, settings
+from worlds import HOUR, START, globe
+
+import xscalemixer as xsm
+from xscalemixer.errors import GridError, InputError, TimeError
+from xscalemixer.nn.met2net import Met2NetObjective
+from xscalemixer.samples import LazyFields, Sequences, Series, sequence_starts
+from xscalemixer.training.alone import Met2NetStage
+from xscalemixer.variables import REGIONAL
+
+WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
+HOURS = START + np.arange(1, 37) * HOUR
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples():
+    patch = pytest.MonkeyPatch()
+    patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def ds():
+    return region(HOURS)
+
+
+@pytest.fixture(scope="module")
+def trained(ds):
+    return xsm.train(settings("implicit"), ds)
+
+
+# --- samples
+
+
+def test_samples_are_consecutive_hours_within_a_period():
+    time = np.delete(HOURS, 12)  # a gap after the first twelve
+    starts = sequence_starts(time, [(START, START + 20 * HOUR), (START + 20 * HOUR, START + 28 * HOUR)], 8)
+    np.testing.assert_array_equal(starts, [0, 1, 2, 3, 4, 19])
+    with pytest.raises(TimeError, match="found 20 times in 1 periods and no 24 consecutive hours without a gap"):
+        sequence_starts(time, [(START, START + 21 * HOUR)], 24)
+
+
+def test_a_sample_is_the_past_and_the_future_of_its_hour(ds):
+    series, scale = Series.of(ds, REGIONAL), (np.full(7, 3.0), np.full(7, 2.0))
+    lazy = Series(series.time, LazyFields(ds.chunk(time=5), REGIONAL))
+    for each in (series, lazy):
+        sample = Sequences(each, scale, [(START, START + 36 * HOUR)], 3, 2)[4]
+        np.testing.assert_allclose(torch.cat([sample["past"], sample["future"]]), (series.values[4:9] - 3) / 2, rtol=1e-6)
+        assert sample["past"].shape == (3, 7, 9, 13)
+
+
+# --- what is trained
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_trains_and_forecasts(way, ds, tmp_path):
+    model = xsm.train(settings(*WAYS[way]), ds, folder=tmp_path / "runs")
+    assert [row["kind"] for row in model.about["training"]] == list(WAYS[way])
+    assert model.network.config.objective.way == way
+    model.save(tmp_path / "mine")
+    fc = ds.scalemixer.forecast(6, model=tmp_path / "mine")
+    assert np.isfinite(fc["t2m"]).all() and float(fc["t2m"].std()) > 0
+
+
+def test_validation_is_the_error_of_the_forecast(trained, ds):
+    """By hand from forecasts of all validation samples, in units of the statistics, before limits."""
+    branch, network = trained.inner, trained.network
+    values = (Series.of(ds, REGIONAL).values - trained.scale.mean.numpy()) / trained.scale.std.numpy()
+    starts = sequence_starts(HOURS, PERIODS["validation"], 8)
+    past, future = (torch.from_numpy(np.stack([values[i + a : i + b] for i in starts])) for a, b in ((0, 4), (4, 8)))
+    with torch.no_grad():
+        error = (network(past) - future).square().mean((0, 1, 3, 4))
+    record = trained.about["training"][0]
+    assert record["validation"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert record["persistence"] == pytest.approx(float((past[:, -1:] - future).square().mean()), rel=1e-4)
+    assert record["t2m"] == pytest.approx(float(error[branch.schema.channels.index("t2m")]), rel=1e-3)
+
+
+def test_a_stage_minimizes_what_its_objective_says(ds):
+    model, stage = alone(), settings("implicit").stages[0]
+    batch = {name: torch.randn(2, 4, 7, 9, 13) for name in ("past", "future")}
+    value, parts = Met2NetStage(model, stage).train().loss(batch)
+    assert set(parts) == {"reconstruction", "latent"} and value.item() == pytest.approx(sum(p.item() for p in parts.values()))
+    by_hand, _ = Met2NetObjective(model.network).train().loss(batch, "implicit")
+    assert value.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+
+def test_the_second_explicit_stage_leaves_autoencoders_alone(ds):
+    first, both = (xsm.train(settings(*kinds), ds).network for kinds in (("autoencoder",), ("autoencoder", "translator")))
+    same = lambda part: all(map(torch.equal, getattr(first, part).parameters(), getattr(both, part).parameters()))
+    assert same("encoders") and same("decoders") and not same("translator")
+
+
+def test_training_learns(ds):
+    """Forty updates take a third off the error of the fresh weights."""
+    config = settings("implicit", updates=40, check_every=40)
+    model = xsm.train(config, ds, folder=None)
+    fresh = xsm.train(settings("implicit", updates=1, check_every=1), ds).about["training"][0]
+    assert model.about["training"][0]["validation"] < 0.67 * fresh["validation"]
+
+
+# --- repeats itself
+
+
+def test_same_seed_same_weights(trained, ds):
+    assert xsm.train(settings("implicit"), ds).weights_sha256() == trained.weights_sha256()
+    assert xsm.train(settings("implicit", seed=1), ds).weights_sha256() != trained.weights_sha256()
+
+
+def test_lazy_data_give_the_same_weights(trained, ds):
+    assert xsm.train(settings("implicit"), ds.chunk(time=6), memory=0.0).weights_sha256() == trained.weights_sha256()
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(ds, tmp_path, monkeypatch):
+    """The frozen translator is in the checkpoint too."""
+    config = settings("implicit", updates=6)
+    whole = xsm.train(config, ds)
+    follow, calls = Met2NetObjective.after_step, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Met2NetObjective, "after_step", lambda self: follow(self) if not calls.append(1) and len(calls) < 5 else 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            xsm.train(config, ds, folder=tmp_path, save_updates=2)
+    losses = [json.loads(line) for line in (tmp_path / "0-implicit" / "losses.jsonl").read_text().splitlines()]
+    assert max(row["update"] for row in losses) < 5
+    assert xsm.train(config, ds, folder=tmp_path, save_updates=2).weights_sha256() == whole.weights_sha256()
+
+
+def test_another_run_is_refused(ds, tmp_path):
+    xsm.train(settings("joint"), ds, folder=tmp_path)
+    with pytest.raises(InputError, match=r"variables"):
+        xsm.train(settings("joint", variables=("t2m", "u10")), ds, folder=tmp_path)
+
+
+def test_settings_from_json():
+    config = settings("autoencoder", "translator", levels=(1000,), variables=("t2m", "r"))
+    assert xsm.Met2NetTrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+# --- bad input
+
+
+def test_everything_wrong_is_told_at_once(ds):
+    stages = (
+        xsm.Stage(kind="implicit", updates=1, steps=2, batch=2),
+        xsm.Stage(kind="joint", updates=1),
+        xsm.Stage(kind="global", updates=1),
+    )
+    config = settings(stages=stages, calendar=("hour",), size="small")
+    told = [
+        'size: \'small\'. Needed: one of "tiny", "weatherbench"',
+        "a stage of another network than Met2NetTrainConfig trains",
+        "stages of implicit and joint training",
+        r"calendar: \('hour',\). Needed: nothing",
+        "steps=2. Needed: Met2Net has no steps",
+        "hourly fields: sp: no surface pressure",
+    ]
+    with pytest.raises(InputError, match="(?s:.)*".join(told)):
+        xsm.train(config, ds.drop_vars("sp"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variables": ("t2m", "orog")}, "unknown 'orog'. Needed: some of t2m, "),
+        ({"variables": ("t2m", "r")}, r"levels=\(\) for r. Needed: pressure levels in hPa.*levels=\(1000,\)"),
+        ({"network": {"depth": 3}}, "network={'depth': 3}: .*unexpected keyword argument 'depth'"),
+        ({"network": {**NETWORK, "past": 24, "future": 24}}, "no 48 consecutive hours without a gap"),
+        ({"train": (("2020-06-01T12", "2020-06-01T21"),)}, "2 samples of 8 hours for stage joint with batch=2(?s:.)*at least 9"),
+    ],
+)
+def test_settings_that_cannot_work(ds, changes, message):
+    with pytest.raises(InputError, match=message):
+        xsm.train(settings("joint", **changes), ds, min_samples=9)
+
+
+def test_data_that_cannot_be_used(ds, trained):
+    three_hourly = region(START + np.arange(1, 30) * 3 * HOUR)
+    with pytest.raises(TimeError, match="every 3 h. Needed: every 1 h"):
+        xsm.train(settings("joint"), three_hourly)
+    tree = xr.DataTree.from_dict({"/global": globe(), "/regional": ds})
+    with pytest.raises(InputError, match=r'data: a DataTree(?s:.)*tree\["regional"\].to_dataset\(\)'):
+        xsm.train(settings("joint"), tree)
+    with pytest.raises(InputError, match=r"Leave out outer="):
+        xsm.train(settings("joint"), ds, outer=trained)
+    x = xr.DataArray(np.broadcast_to(ds["longitude"], (9, 13)), dims=("y", "x"))
+    y = xr.DataArray(np.broadcast_to(ds["latitude"].values[:, None], (9, 13)), dims=("y", "x"))
+    tilted = (
+        ds.drop_vars(["latitude", "longitude"])
+        .rename(latitude="y", longitude="x")
+        .assign_coords(latitude=y + 0.1 * x, longitude=x)
+    )
+    with pytest.raises(GridError, match="latitudes and longitudes as axes"):
+        xsm.train(settings("joint"), tilted)
+
+
+def test_statics_are_taken_where_there_are_some(ds):
+    bare = xsm.train(settings("joint"), ds.drop_vars(["orog", "lsm"]))
+    assert bare.static == {} and "orog" not in ds.scalemixer.forecast(2, model=bare)
+
+
+# --- WeatherBench
+
+
+@pytest.fixture(scope="module")
+def weatherbench(tmp_path_factory):
+    """Files as WeatherBench publishes them: a folder for each variable, a file for each year, south to north."""
+    folder = tmp_path_factory.mktemp("weatherbench")
+    lat, lon, random = np.arange(-87.1875, 90, 5.625), np.arange(0, 360, 5.625), np.random.default_rng(0)
+    coords = {"lat": ("lat", lat), "lon": ("lon", lon)}
+    rows = {
+        "2m_temperature": ("t2m", "K", 280, 10), "10m_u_component_of_wind": ("u10", "m s**-1", 0, 5),
+        "10m_v_component_of_wind": ("v10", "m s**-1", 0, 5), "total_cloud_cover": ("tcc", "(0 - 1)", 0.5, 0.1),
+        "relative_humidity": ("r", "%", 50, 10),
+    }  # fmt: skip
+    level = ("level", np.array([850, 925, 1000], "i4"), {"units": "millibars", "long_name": "pressure_level"})
+    for name, (short, units, mean, std) in rows.items():
+        (folder / name).mkdir()
+        for year in (2010, 2011):
+            time = np.datetime64(f"{year}-01-01", "ns") + np.arange(20) * HOUR
+            dims, shape = (
+                ("time", *(["level"] if short == "r" else []), "lat", "lon"),
+                (20, *([3] if short == "r" else []), 32, 64),
+            )
+            values = (mean + std * random.uniform(-1, 1, shape)).astype("f4")
+            own = coords | {"time": time} | ({"level": level} if short == "r" else {})
+            xr.Dataset({short: (dims, values, {"units": units})}, own).to_netcdf(folder / name / f"{name}_{year}_5.625deg.nc")
+    constants = {"orography": (("lat", "lon"), np.zeros((32, 64)), {"units": "m"}), "lsm": (("lat", "lon"), np.ones((32, 64)))}
+    (folder / "constants").mkdir()
+    xr.Dataset(constants, coords).to_netcdf(folder / "constants" / "constants_5.625deg.nc")
+    return folder
+
+
+def test_weatherbench_files_train_the_published_network(weatherbench):
+    ds = xsm.open(str(weatherbench / "*" / "*_5.625deg.nc"))
+    network = {"past": 2, "future": 2, "width": 4, "translator": {"width": 8, "depth": 1, "heads": 2}}
+    config = settings(
+        "implicit", size="weatherbench", network=network, variables=("u10", "v10", "t2m", "tcc", "r"), levels=(1000,),
+        train=(("2009-12-31", "2010-12-31"),), validation=(("2010-12-31", "2011-12-31"),),
+    )  # fmt: skip
+    model = xsm.train(config, ds)
+    assert model.network.config.periodic and model.inner.schema.channels == ("u10", "v10", "t2m", "tcc", "r_1000")
+    fc = ds.scalemixer.forecast(3, model=model)
+    assert fc["r"].sizes["level"] == 1 and fc["r"]["level"].attrs["units"] == "hPa"
+    assert fc["t2m"].sizes == {"reference_time": 1, "lead_time": 3, "latitude": 32, "longitude": 64}
