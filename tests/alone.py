@@ -35,5 +35,6 @@ def alone(past=4, future=4, seed=0) -> RegionalForecaster:
 def settings(*kinds, updates=2, **changes) -> xsm.Met2NetTrainConfig:
     """A short run."""
     stages = tuple(xsm.Stage(kind=kind, updates=updates, batch=2, peak=1e-3) for kind in kinds)
-    usual = {"name": "alone", "size": "tiny", "network": NETWORK, "stages": stages, "check_every": 2, "warmup": 1}
+    usual = {"name": "alone", "size": "tiny", "network": NETWORK, "variables": ("t2m", "sp", "tcc"), "stages": stages}
+    usual |= {"check_every": 2, "warmup": 1}
     return xsm.Met2NetTrainConfig(**{**usual, "precision": "fp32", **PERIODS, **changes})

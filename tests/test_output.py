@@ -147,7 +147,20 @@ def test_all_mismatches_are_listed(fields):
         make(fields, schema=Schema.of("t2m", "sp"), lead_time=[1], static={"slope": 0})
     with pytest.raises(SchemaError, match="float64; needed whole hours"):
         make(fields, lead_time=np.arange(4.0))
-    with pytest.raises(SchemaError, match=r"t is on levels \(500,\)"):
-        make(fields[:, :1], schema=Schema.of("t", levels=[500]))
+    uneven = Schema((*Schema.of("t", levels=[500]).variables, *Schema.of("z", levels=[850]).variables))
+    with pytest.raises(SchemaError, match=r"t is on levels \(500,\); needed those of all: \(500, 850\)"):
+        make(fields[:, :2], schema=uneven)
     with pytest.raises(GridError, match=r"orog: \(8, 6\) points; needed \(6, 8\)"):
         make(fields, static={"orog": np.zeros((8, 6))})
+
+
+def test_variables_on_levels(fields, tmp_path):
+    fc = make(fields[:, :5], schema=Schema.of("t", "t2m", "z", levels=[500, 850]))
+    assert fc["t"].dims == ("reference_time", "lead_time", "level", "latitude", "longitude")
+    np.testing.assert_array_equal(fc["level"], [500, 850])
+    for name, level, channel in (("t", 500, 0), ("t", 850, 1), ("z", 500, 3), ("z", 850, 4)):
+        np.testing.assert_array_equal(fc[name].sel(level=level)[0], fields[:, channel])
+    np.testing.assert_array_equal(fc["t2m"][0], fields[:, 2])
+    fc.to_netcdf(tmp_path / "fc.nc")
+    with xr.open_dataset(tmp_path / "fc.nc") as back:
+        xr.testing.assert_identical(back.load(), fc)

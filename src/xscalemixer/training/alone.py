@@ -168,6 +168,10 @@ def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
         found = f"stages of {' and '.join(ways)} training"
         needed = '"implicit", or "joint", or "autoencoder" and then "translator"'
         report.error("stages", found, needed, "Train each way in a run of its own", kind=InputError)
+    kinds = [stage.kind for stage in config.stages]
+    if "translator" in kinds and "autoencoder" not in kinds[: kinds.index("translator")]:
+        found, needed = "a translator between encoders and decoders that nothing has trained", "an autoencoder stage before it"
+        report.error("stages", found, needed, 'stages=(xsm.Stage(kind="autoencoder", ...), ...)', kind=InputError)
     if config.calendar:
         report.error("calendar", repr(config.calendar), "nothing: Met2Net has no calendar input", "calendar=()", kind=InputError)
     usual = asdict(Stage(kind="implicit", updates=1))
