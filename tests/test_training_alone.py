@@ -87,11 +87,11 @@ def test_validation_is_the_error_of_the_forecast(trained, ds):
 
 
 def test_a_stage_minimizes_what_its_objective_says(ds):
-    model, stage = alone(), settings("implicit").stages[0]
+    network = alone().network
     batch = {name: torch.randn(2, 4, 7, 9, 13) for name in ("past", "future")}
-    value, parts = Met2NetStage(model, stage).train().loss(batch)
+    value, parts = Met2NetStage(network, "implicit", REGIONAL.channels).train().loss(batch)
     assert set(parts) == {"reconstruction", "latent"} and value.item() == pytest.approx(sum(p.item() for p in parts.values()))
-    by_hand, _ = Met2NetObjective(model.network).train().loss(batch, "implicit")
+    by_hand, _ = Met2NetObjective(network).train().loss(batch, "implicit")
     assert value.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 

@@ -45,11 +45,19 @@ class Met2NetStage(OneStage):
 
     So the best weights of each way of training are chosen by the same number. Parts while validating: those of the stage,
     mean square error of each channel and of persistence, normalized. Autoencoders are measured by their reconstruction.
+
+    Parameters
+    ----------
+    network : Met2Net
+        Trained in place.
+    stage : "implicit", "joint", "autoencoder" or "translator"
+    channels : tuple of str
+        Names of the channels.
     """
 
-    def __init__(self, model: RegionalForecaster, stage: Stage):
-        super().__init__(Met2NetObjective(model.network), stage.kind)
-        self.channels = model.inner.schema.channels
+    def __init__(self, network: Met2Net, stage: str, channels: tuple[str, ...]):
+        super().__init__(Met2NetObjective(network), stage)
+        self.channels = channels
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a batch of `samples.Sequences`."""

@@ -324,4 +324,5 @@ def objective_of(stage: Stage, data: Any, model: Any) -> tuple[nn.Module, Callab
             samples = lambda periods: data.windows(model.calendar, periods, stage.steps)
             return CoupledObjective(model.network, data, stage), samples
         case _:
-            return Met2NetStage(model, stage), lambda periods: data.sequences(model.network.config, periods)
+            objective = Met2NetStage(model.network, stage.kind, model.inner.schema.channels)
+            return objective, lambda periods: data.sequences(model.network.config, periods)
