@@ -62,7 +62,7 @@ def hindcast(
     ----------
     driver : Dataset or DataTree
         Global fields at all starts, as `xscalemixer.forecast` takes them. A DataTree has ``/global`` and, for warm starts,
-        ``/regional``.
+        ``/regional``. For a model of a region alone: its hourly fields.
     init_times : array of datetime-like
         Starts, such as ``pd.date_range("2001-08-10", "2001-08-20", freq="12h")``; without a time zone they are UTC.
     hours : int
