@@ -290,7 +290,7 @@ def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) ->
         panel.set_xticklabels(names, rotation=90)
         panel.set_yticklabels(names if number == 1 else [])
     figure.colorbar(image, ax=panels, label="weight")
-    figure.suptitle("Which variable (row) listens to which (column); twin world A")
+    figure.suptitle("Which variable (row) listens to which (column)\ntwin world A", fontsize=9)
     figure.savefig(folder / "met2net-attention.png", dpi=80)
     plt.close(figure)
 
