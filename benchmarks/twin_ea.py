@@ -6,8 +6,8 @@
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
 same frozen global network, samples, number of updates and learning rates; what is trained differs by at most a tenth in size.
-``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every second network, so that
-two processes share the work. What is finished is never done again.
+``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every
+second network, so that two processes share the work. What is finished is never done again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import xarray as xr
 import xscalemixer as xsm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_twin_ea import ARCHIVE, TEST, TRAIN, VALIDATION, read_twin_world
+from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
 
 HOURS = 48
 HOUR = np.timedelta64(1, "h")
@@ -116,10 +116,7 @@ def regional_config(system: System, seed: int, setting: Setting, peak: float | N
 
 
 def _config(name: str, setting: Setting, stages: tuple, network: dict, seed: int) -> xsm.TrainConfig:
-    return xsm.TrainConfig(
-        name=name, train=TRAIN, validation=VALIDATION, test=TEST, size=setting.size, network=network,
-        stages=stages, calendar=("hour",), seed=seed, check_every=250,
-    )  # fmt: skip
+    return xsm.TrainConfig(name=name, size=setting.size, network=network, stages=stages, seed=seed, **COMMON)
 
 
 def train(options: argparse.Namespace) -> None:

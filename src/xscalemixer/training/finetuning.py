@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 4
 _RATES = {"global": 3e-4, "regional": 3e-4, "rollout": 5e-5, "cold_start": 3e-4}
+_MOST = 0.95  # share of the parameters taken over below which it is a warning
 _SHORTEST = 18 * HOUR  # any period of that length holds a sample: 12 hours around a time at 0, 6, 12 or 18 UTC
 
 
@@ -150,7 +151,7 @@ def finetune(
     with run(config, tree, way, contract, origin=origin, report=report) as protocol:
         tuned, takeover = contract.begin(protocol.data, config)
         takeover.require(least, f"{contract.base.name!r} was not fine-tuned")
-        log.info("%s: %s", contract.base.name, takeover)
+        log.log(logging.INFO if takeover.share >= _MOST else logging.WARNING, "%s: %s", contract.base.name, takeover)
         if rank is not None:
             add_low_rank(tuned.network, rank)
         estimates = _estimates(protocol, tuned)
