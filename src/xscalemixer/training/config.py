@@ -43,6 +43,9 @@ class Stage:
         archive is learned from by ``periods=(("1979-01-01", "2016-01-01"),)`` and a second global stage without it.
     patience : int, optional
         Validations without a new best after which the stage ends early.
+    global_weight : float
+        Weight of eq. 14 beside eq. 15 in a roll-out. Eq. 14 is a mean over the globe: by the inverse of the region's share of the
+        globe it counts as much for the cells in the region as eq. 15 does.
     detach : bool
         Let no gradient pass from one step of a roll-out to the step before.
     per_pass : int, optional
@@ -65,6 +68,7 @@ class Stage:
     season_shift: float = 0.0
     periods: Periods = ()
     patience: int | None = None
+    global_weight: float = 1.0
     detach: bool = False
     per_pass: int | None = None
     recompute: bool = False
@@ -273,5 +277,8 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):
         found = "it follows a regional stage or a roll-out, which freeze the global weights"
         report.error(subject, found, "global stages before all others", "Move it to the front of stages=", kind=InputError)
-    if stage.kind != "rollout" and stage.detach:
-        report.error(subject, "detach=True", "a roll-out", "Leave detach= out", kind=InputError)
+    if stage.kind != "rollout":
+        for name in (name for name in ("detach", "global_weight") if getattr(stage, name) != getattr(Stage, name)):
+            report.error(subject, f"{name}={getattr(stage, name)}", "a roll-out", f"Leave {name}= out", kind=InputError)
+    if not 0 <= stage.global_weight < np.inf:
+        report.error(subject, f"global_weight={stage.global_weight}", "0 or more", "global_weight=10", kind=InputError)
