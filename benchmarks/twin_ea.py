@@ -113,8 +113,8 @@ def global_config(setting: Setting) -> xsm.TrainConfig:
 def regional_config(system: System, seed: int, setting: Setting, peak: float | None = None) -> xsm.TrainConfig:
     """One network of the comparison.
 
-    Where the region answers, the global states that it changes are held to eq. 14 from the first stage on; the weight makes up for
-    the region's share of the globe. For all others eq. 14 is a constant.
+    Where the region answers, the global states that it changes are held to eq. 14 from the first stage on; the weight makes up
+    for the region's share of the globe. For all others eq. 14 is a constant.
     """
     common = {"batch": setting.batch, "cache": system.cached}
     weight = {"global_weight": WEIGHT} if system.answers else {}
