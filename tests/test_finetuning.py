@@ -271,6 +271,17 @@ def test_last_fifth_validates_after_a_gap(caplog, base):
     assert model.about["trained_on"][-1]["validation"] == [["2020-06-03T18", "2020-06-04T12"]]
 
 
+def test_one_day_without_validation(base, caplog):
+    """From hourly global data; too few windows of a roll-out, which is left out."""
+    hours = START + np.arange(1, 25) * HOUR
+    outer = globe(hours, 46.0 - 0.135 * np.arange(8), 7.0 + 0.135 * np.arange(15))
+    day = tree_of(outer, box(hours, north=46.0, west=7.0, step=0.054, shape=(10, 15)))
+    periods = {"train": ((str(START), "2020-06-02T12"),), "validation": ()}
+    model = xsm.finetune(day, base, epochs=1, min_samples=8, precision="fp32", **periods)
+    assert [(s["kind"], s["updates"]) for s in model.about["training"]] == [("global", 4), ("regional", 4), ("cold_start", 4)]
+    assert "tells nothing about other weather" in caplog.text
+
+
 def test_default_periods_leave_out_what_is_tested_on():
     times = {name: START + np.arange(1, 1001) * HOUR for name in ("outer", "inner")}
     test = (("2020-06-10", "2020-06-15"), ("2020-07-10", "2020-07-20"))
@@ -301,7 +312,7 @@ def test_train_tells_on_what_it_trained(tree, monkeypatch):
     from worlds import OUTER
 
     monkeypatch.setattr("xscalemixer.training.data.OUTER", OUTER)
-    model = xsm.train(small_config(stages=COLD), tree)
+    model = xsm.train(small_config(stages=COLD), tree, min_samples=1)
     (row,) = model.about["trained_on"]
     assert row["train"] == [list(period) for period in PERIODS["train"]] and "inner grid" in row
 
