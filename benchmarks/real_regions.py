@@ -117,7 +117,7 @@ def _tree(driver: xr.Dataset, regional: xr.Dataset) -> xr.DataTree:
 
 def models(region: Region):
     """Name and model, one after the other; each is given to `finetune` with the same periods and the same seed."""
-    base = xsm.load(xsm.models.DEFAULT)
+    base = xsm.load("twin-ea-small")
     tune = lambda model=base, **changes: xsm.finetune(region.tree, model, **region.settings, **changes)
     still = xsm.Stage(kind="regional", updates=1, batch=1, peak=1e-12, floor=0.0)
     yield "moved, not trained", tune(stages=(still,))
@@ -166,9 +166,8 @@ def tables(region: Region, systems: dict[str, xr.Dataset]) -> str:
         systems, region.truth, by=("variable",), variables=region.variables, skill_against=against, grid="truth"
     )
     scores = {against: score(against) for against in (PERSISTENCE, DAILY)}
-    return "\n\n".join(
-        [table(region, scores[DAILY], rmse), *(table(region, sc, interval, f" - {r}") for r, sc in scores.items())]
-    )
+    differences = [table(region, sc, interval, f" - {against}") for against, sc in scores.items()]
+    return "\n\n".join([table(region, scores[DAILY], rmse), *differences])
 
 
 def table(region: Region, sc: xr.Dataset, cell, title: str = "") -> str:
@@ -212,7 +211,7 @@ def draw(region: Region, systems: dict[str, xr.Dataset], model: str, lead: int, 
     for ax, (title, field) in zip(axes, {**panels, **errors}.items(), strict=True):
         kind = {"vmin": -bound, "vmax": bound, "cmap": "RdBu_r"} if title in errors else {"vmin": low, "vmax": high}
         shown = ax.pcolormesh(field["longitude"], field["latitude"], field, **{"cmap": "viridis", **kind})
-        ax.set(title=title, aspect=1 / np.cos(np.deg2rad(43)))
+        ax.set(title=title, aspect=1 / np.cos(np.deg2rad(43)), xticks=[243.1, 243.5, 243.9])
         if title in (model, list(errors)[-1]):
             figure.colorbar(shown, ax=axes[:3] if title == model else axes[3:], label="K", shrink=0.8)
     figure.suptitle(f"{region.name}, temperature at 2 m, {str(when)[:13]} UTC, {lead} h after the start")
