@@ -73,7 +73,7 @@ def finetune(
     tree : DataTree
         ``/global`` and ``/regional``, as for `train`; the grids may be any.
     model : str, path or Forecaster, optional
-        What to start from; it is not changed. Default: ``xsm.models.DEFAULT``.
+        What to start from; it is not changed. Default: `xscalemixer.pretrained.DEFAULT`.
     epochs : float
         How often each stage sees each sample; a roll-out, which follows the one-step stages, sees a fifth of that.
     train, validation : periods, optional
