@@ -1,6 +1,6 @@
 """Fine-tuning on two real regions, against persistence, the same network without pretraining, and itself untrained.
 
-    python benchmarks/real_regions.py DATA [--figures docs] [--only davos]
+    python benchmarks/real_regions.py DATA [--figures docs] [--only davos] [--epochs 5 20]
 
 DATA holds ``hrrr_idaho`` (hourly GRIB files of HRRR, 3 km) and ``era5_davos`` (PLEV_202001.nc and SURF_202001.nc).
 Idaho: 22 July 2018 trains, 23 July is forecast; its driver is the mean of HRRR itself over 5 x 5 cells, surface variables
@@ -115,20 +115,20 @@ def _tree(driver: xr.Dataset, regional: xr.Dataset) -> xr.DataTree:
 # ---------------------------------------------------------------------------------------------------------------- models
 
 
-def models(region: Region):
+def models(region: Region, lengths: list[int]):
     """Name and model, one after the other; each is given to `finetune` with the same periods and the same seed."""
     base = xsm.load("twin-ea-small")
     tune = lambda model=base, **changes: xsm.finetune(region.tree, model, **region.settings, **changes)
     still = xsm.Stage(kind="regional", updates=1, batch=1, peak=1e-12, floor=0.0)
     yield "moved, not trained", tune(stages=(still,))
-    yield "5 epochs", tune(epochs=5)
-    yield "20 epochs, rank 8", tune(epochs=20, rank=8)
-    longer = tune(epochs=20)
-    yield "20 epochs", longer
-    yield "20 epochs, a third of the rates", tune(stages=stages_of(longer, 1 / 3))
-    torch.manual_seed(0)
-    fresh = type(base).from_dict(base.to_dict())
-    yield "20 epochs from random weights", tune(fresh, stages=stages_of(longer, 3.0))  # the rates of training from scratch
+    for epochs in lengths:
+        plain = tune(epochs=epochs)
+        yield f"{epochs} epochs", plain
+        yield f"{epochs} epochs, rank 8", tune(epochs=epochs, rank=8)
+        yield f"{epochs} epochs, a third of the rates", tune(stages=stages_of(plain, 1 / 3))
+        torch.manual_seed(0)
+        fresh = type(base).from_dict(base.to_dict())
+        yield f"{epochs} epochs from random weights", tune(fresh, stages=stages_of(plain, 3.0))  # rates of training from scratch
 
 
 def stages_of(model, factor: float) -> tuple[xsm.Stage, ...]:
@@ -222,13 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--only", choices=("idaho", "davos"))
+    parser.add_argument("--epochs", type=int, nargs="+", default=[5, 20])
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
     say = lambda text: (sys.stdout.write(f"{text}\n"), sys.stdout.flush())
     for read in (idaho, davos) if options.only is None else ({"idaho": idaho, "davos": davos}[options.only],):
         begun = time.process_time()
         region, tuned = read(options.data), {}
-        for name, model in models(region):
+        for name, model in models(region, options.epochs):
             tuned[name] = model
             ways = [f"{s['kind']} best after {s['update']:.0f} of {s['updates']} x {s['batch']}" for s in model.about["training"]]
             say(f"{name}: {'; '.join(ways)} ({time.process_time() - begun:.0f} s of CPU time so far)")
@@ -238,7 +239,7 @@ def main() -> None:
             systems = forecasts(region, tuned, hours)
             say(f"\n{region.name}, {hours} h from {len(starts)} starts, {starts[0]} to {starts[-1]}\n\n{tables(region, systems)}")
         if options.figures and region.others:
-            draw(region, systems, "20 epochs", hours - 2, options.figures / "real_regions.png")
+            draw(region, systems, f"{options.epochs[-1]} epochs", hours - 2, options.figures / "real_regions.png")
 
 
 if __name__ == "__main__":
