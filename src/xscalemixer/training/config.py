@@ -97,7 +97,8 @@ class TrainConfig:
     ----------
     name : str
     train, validation : tuple of (start, end)
-        Periods as ISO dates, start exclusive, end inclusive.
+        Periods as ISO dates, start exclusive, end inclusive. Without validation periods the training samples are checked
+        instead, which tells how well they are fitted and nothing about other weather.
     test : tuple of (start, end)
         Periods kept for a final verdict: nothing is read from them, and it is an error if they touch one of the others.
     size : "tiny", "small", "base" or "paper"
@@ -118,7 +119,7 @@ class TrainConfig:
 
     name: str
     train: Periods
-    validation: Periods
+    validation: Periods = ()
     test: Periods = ()
     size: str = "small"
     network: dict = field(default_factory=dict)
@@ -132,6 +133,11 @@ class TrainConfig:
     ema: float = 0.998
     check_every: int = 200
     precision: str = "bf16"
+
+    def periods_of(self, stage: Stage) -> tuple[Periods, Periods]:
+        """On which a stage is trained, and on which it is checked."""
+        own = stage.periods or self.train
+        return own, self.validation or own
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -249,7 +255,9 @@ def check_settings(config: TrainConfig, report: Report) -> None:
 
 def _check_periods(config: TrainConfig, report: Report) -> None:
     """They are periods, and no two sets share a time; stages may train on the same ones."""
-    given = {name: getattr(config, name) for name in ("train", "validation", "test") if name != "test" or config.test}
+    if config.validation == ():
+        report.warn("validation", "no periods; the training samples are checked instead, which tells nothing about other weather")
+    given = {"train": config.train} | {name: ps for name in ("validation", "test") if (ps := getattr(config, name)) != ()}
     given |= {f"stages[{i}].periods": stage.periods for i, stage in enumerate(config.stages) if stage.periods}
     for name, periods in given.items():
         if not are_periods(periods):
