@@ -6,8 +6,8 @@
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
 same frozen global network, samples, number of updates and learning rates; what is trained differs by at most a tenth in size.
-``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every second network, so that
-two processes share the work. What is finished is never done again.
+``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every
+second network, so that two processes share the work. What is finished is never done again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import xarray as xr
 import xscalemixer as xsm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_twin_ea import ARCHIVE, TEST, TRAIN, VALIDATION, read_twin_world
+from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
 
 HOURS = 48
 HOUR = np.timedelta64(1, "h")
@@ -36,6 +36,7 @@ VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 LATER = (("2002-08-20", "2002-10-09"),)  # the first 30 days of the later run are spin-up
 BEST = "ScaleMixer"
+WEIGHT = 10.0  # of eq. 14 beside eq. 15: about the inverse of the region's share of the globe
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class System:
     network: dict = field(default_factory=dict)
     seeds: int = 1
     turn: int = 0
+
+    @property
+    def answers(self) -> bool:
+        """The global network hears of the region."""
+        return self.network.get("coupling", "two_way") == "two_way"
 
     @property
     def cached(self) -> bool:
@@ -105,21 +111,24 @@ def global_config(setting: Setting) -> xsm.TrainConfig:
 
 
 def regional_config(system: System, seed: int, setting: Setting, peak: float | None = None) -> xsm.TrainConfig:
-    """One network of the comparison."""
+    """One network of the comparison.
+
+    Where the region answers, the global states that it changes are held to eq. 14 from the first stage on; the weight makes up
+    for the region's share of the globe. For all others eq. 14 is a constant.
+    """
     common = {"batch": setting.batch, "cache": system.cached}
-    stages = [xsm.Stage(kind="regional", updates=setting.regional, peak=peak or setting.peak, **common)]
+    weight = {"global_weight": WEIGHT} if system.answers else {}
+    first = {"kind": "rollout", **weight} if system.answers else {"kind": "regional"}
+    stages = [xsm.Stage(**first, updates=setting.regional, peak=peak or setting.peak, **common)]
     stages += [
-        xsm.Stage(kind="rollout", updates=updates, steps=steps, peak=5e-5, floor=1e-5, **common)
+        xsm.Stage(kind="rollout", updates=updates, steps=steps, peak=5e-5, floor=1e-5, **weight, **common)
         for steps, updates in setting.rollouts
     ]
     return _config(f"{system.name} {seed}", setting, tuple(stages), system.network, seed)
 
 
 def _config(name: str, setting: Setting, stages: tuple, network: dict, seed: int) -> xsm.TrainConfig:
-    return xsm.TrainConfig(
-        name=name, train=TRAIN, validation=VALIDATION, test=TEST, size=setting.size, network=network,
-        stages=stages, calendar=("hour",), seed=seed, check_every=250,
-    )  # fmt: skip
+    return xsm.TrainConfig(name=name, size=setting.size, network=network, stages=stages, seed=seed, **COMMON)
 
 
 def train(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ def tree_of(outer, inner) -> xr.DataTree:
     return xr.DataTree.from_dict({"/global": outer, "/regional": inner})
 
 
+@cache
 def alpine(shape=(8, 15), step=0.135, cells=(20, 30), fine=0.027, drop=(), drop_regional=()) -> xr.DataTree:
     """A driver that is a box, and a region in it; not where the model was trained."""
     outer = globe(TIMES[5::6], 46.0 - step * np.arange(shape[0]), 7.0 + step * np.arange(shape[1]))
@@ -99,8 +101,8 @@ def test_driven_baselines_move_too(tree, coupling):
 
 
 def test_cold_start_guesses_what_both_sides_have(base):
-    drop = ["t2m", "q2m"]
-    model, _ = adapted(base, alpine(drop=drop, drop_regional=["v10"]), ("global/t2m", "global/q2m", "regional/v10"))
+    drop = ("t2m", "q2m")
+    model, _ = adapted(base, alpine(drop=drop, drop_regional=("v10",)), ("global/t2m", "global/q2m", "regional/v10"))
     assert [model.inner.schema.channels[i] for i in model.cold_start.config.guessed] == ["u10", "sp"]
     new, old = model.cold_start.widen.weight, base.cold_start.widen.weight
     assert torch.equal(new, old[:, [1, 4, *range(5, 16)]])
@@ -114,7 +116,7 @@ def test_pressure_without_a_temperature_follows_the_standard_atmosphere(base, ca
         ds = xr.Dataset({"sp": ("latitude", [89875.0]), "orog": ("latitude", [1000.0])})
         assert _onto_terrain(ds, np.array([3000.0]))["sp"].item() == pytest.approx(wanted, rel=1e-6)
         return
-    model, _ = adapted(base, alpine(drop=["t2m"]), ("global/t2m",))
+    model, _ = adapted(base, alpine(drop=("t2m",)), ("global/t2m",))
     model.network.outer.statics[0], model.network.inner.statics[0] = 1.0, 3.0
     fields = model.first_guess(np.full((1, len(model.outer.schema), 8, 15), 89875.0, "f4"), np.array([START]))
     sp = fields[0, 3] * model.scale_inner.std[4] + model.scale_inner.mean[4]
@@ -177,9 +179,9 @@ def test_global_network_on_its_own_grid_stays_as_it_is(base, tree):
         (alpine(), ()),
         (alpine((4, 5), 0.25, (4, 5), 0.25), ()),
         (alpine((2, 2), 0.25, (4, 5), 0.05), ()),
-        (alpine(drop_regional=["u10", "v10", "tcc", "ssrd"]), ("regional/u10", "regional/v10", "tcc", "ssrd")),
-        (alpine(drop=["z", "t"]), ("z", "t")),
-        (alpine(drop=["t2m", "u10", "v10", "q2m", "sp"]), tuple(f"global/{n}" for n in ("t2m", "u10", "v10", "q2m", "sp"))),
+        (alpine(drop_regional=("u10", "v10", "tcc", "ssrd")), ("regional/u10", "regional/v10", "tcc", "ssrd")),
+        (alpine(drop=("z", "t")), ("z", "t")),
+        (alpine(drop=("t2m", "u10", "v10", "q2m", "sp")), tuple(f"global/{n}" for n in ("t2m", "u10", "v10", "q2m", "sp"))),
     ],
     ids=["15 km", "4x5 on 4x5", "2x2 driver", "three variables", "surface driver", "driver aloft only"],
 )
@@ -216,9 +218,9 @@ def test_low_rank_changes_are_of_low_rank(base, tree, tmp_path):
 
 
 def test_interrupted_run_goes_on_exactly(base, tmp_path, monkeypatch):
-    """Stopped after the third update of the regional stage, with adapters, on another grid, without ssrd."""
-    stages = (xsm.Stage(kind="global", updates=2, batch=2), xsm.Stage(kind="regional", updates=4, batch=2))
-    tree = alpine(drop_regional=["ssrd"])
+    """Stopped after the second update of the regional stage, with adapters, on another grid, without ssrd."""
+    stages = (xsm.Stage(kind="global", updates=2, batch=2), xsm.Stage(kind="regional", updates=3, batch=2))
+    tree = alpine(drop_regional=("ssrd",))
     settings = {**QUICK, "missing": "ssrd", "rank": 2, "save_updates": 1, "stages": stages}
     whole = xsm.finetune(tree, base, folder=tmp_path / "whole", **settings)
     from xscalemixer.training.objectives import CoupledObjective
@@ -227,7 +229,7 @@ def test_interrupted_run_goes_on_exactly(base, tmp_path, monkeypatch):
 
     def stopping(self, batch):
         calls.append(self.training)
-        if sum(calls) > 5:  # three updates, after two passes that are timed
+        if sum(calls) > 4:  # two updates, after two passes that are timed
             raise KeyboardInterrupt
         return loss(self, batch)
 
@@ -241,6 +243,14 @@ def test_interrupted_run_goes_on_exactly(base, tmp_path, monkeypatch):
     assert logs[0] == logs[1]
 
 
+@pytest.fixture(scope="module")
+def finished(base, tmp_path_factory):
+    """The settings of a run whose folder is complete."""
+    settings = {"model": base, "stages": COLD, "folder": tmp_path_factory.mktemp("finished"), **QUICK}
+    xsm.finetune(alpine(), **settings)
+    return settings
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -249,12 +259,9 @@ def test_interrupted_run_goes_on_exactly(base, tmp_path, monkeypatch):
         ({"model": forecaster(seed=1)}, "starting weights: the folder has"),
     ],
 )
-def test_folder_of_another_fine_tuning_is_refused(base, tmp_path, changes, message):
-    tree = alpine()
-    settings = {"model": base, "stages": COLD, "folder": tmp_path, **QUICK}
-    xsm.finetune(tree, **settings)
+def test_folder_of_another_fine_tuning_is_refused(finished, changes, message):
     with pytest.raises(InputError, match=message):
-        xsm.finetune(tree, **{**settings, **changes})
+        xsm.finetune(alpine(), **{**finished, **changes})
 
 
 # --- periods
@@ -269,6 +276,17 @@ def test_last_fifth_validates_after_a_gap(caplog, base):
     model = xsm.finetune(tree, base, stages=COLD)
     assert "validation=(('2020-06-03T18', '2020-06-04T12'),)" in caplog.text
     assert model.about["trained_on"][-1]["validation"] == [["2020-06-03T18", "2020-06-04T12"]]
+
+
+def test_one_day_without_validation(base, caplog):
+    """From hourly global data; too few windows of a roll-out, which is left out."""
+    hours = START + np.arange(1, 25) * HOUR
+    outer = globe(hours, 46.0 - 0.135 * np.arange(8), 7.0 + 0.135 * np.arange(15))
+    day = tree_of(outer, box(hours, north=46.0, west=7.0, step=0.054, shape=(10, 15)))
+    periods = {"train": ((str(START), "2020-06-02T12"),), "validation": ()}
+    model = xsm.finetune(day, base, epochs=1, min_samples=8, precision="fp32", **periods)
+    assert [(s["kind"], s["updates"]) for s in model.about["training"]] == [("global", 4), ("regional", 4), ("cold_start", 4)]
+    assert "tells nothing about other weather" in caplog.text
 
 
 def test_default_periods_leave_out_what_is_tested_on():
@@ -301,7 +319,7 @@ def test_train_tells_on_what_it_trained(tree, monkeypatch):
     from worlds import OUTER
 
     monkeypatch.setattr("xscalemixer.training.data.OUTER", OUTER)
-    model = xsm.train(small_config(stages=COLD), tree)
+    model = xsm.train(small_config(stages=COLD), tree, min_samples=1)
     (row,) = model.about["trained_on"]
     assert row["train"] == [list(period) for period in PERIODS["train"]] and "inner grid" in row
 
@@ -340,7 +358,7 @@ def test_what_the_data_lack_can_be_pasted(base, drop, drop_regional, missing, li
     with pytest.raises(SchemaError) as caught:
         xsm.finetune(tree, base, missing=missing)
     assert f"To do without: {line}" in str(caught.value)
-    xsm.finetune(tree, base, stages=COLD, missing=ast.literal_eval(line.removeprefix("missing=")), **QUICK)
+    assert adapted(base, tree, ast.literal_eval(line.removeprefix("missing=")))
 
 
 def test_levels_that_the_data_lack_can_be_pasted(base):
@@ -459,7 +477,7 @@ def test_free_memory_of_this_machine():
 def test_finetune_from_the_shell(base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     base.save("tiny")
-    tree = alpine(drop_regional=["tcc"])
+    tree = alpine(drop_regional=("tcc",))
     for name in tree.children:
         tree[name].to_dataset().to_netcdf(f"{name}.nc")
     data = ["--global", "global.nc", "--regional", "regional.nc", "--model", "tiny"]

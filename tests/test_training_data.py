@@ -104,6 +104,7 @@ def test_periods_may_touch(tree):
         ({"patience": 0}, r"patience=0. Needed: 1 or more"),
         ({"per_pass": 0}, r"per_pass=0. Needed: 1 or more"),
         ({"detach": True}, r"detach=True. Needed: a roll-out"),
+        ({"global_weight": 3.0}, r"global_weight=3.0. Needed: a roll-out"),
         ({"cache": True}, "cache=True for kind='regional' and coupling='two_way'"),
     ],
 )
@@ -363,3 +364,13 @@ def test_bad_commands_are_one_message(settings, capsys, content, options, messag
         settings.write_text(content)
     assert main(["train", str(settings), *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_without_validation_periods_the_training_samples_are_checked(tree, caplog):
+    settings = small_config(stages=ONE, validation=PERIODS["train"]).to_dict()
+    assert xsm.TrainConfig.from_dict({key: value for key, value in settings.items() if key != "validation"}).validation == ()
+    model = xsm.train(small_config(stages=ONE, validation=()), tree)
+    assert "the training samples are checked instead, which tells nothing about other weather" in caplog.text
+    assert model.about["trained_on"][0]["validation"] == []
+    with pytest.raises(TimeError, match="validation: None. Needed: pairs of dates"):
+        xsm.train(small_config(stages=ONE, validation=None), tree)

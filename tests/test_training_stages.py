@@ -77,6 +77,15 @@ def test_gradients_pass_through_the_frozen_global_layers(world):
     assert not [name for name in found if name.startswith("outer.")]
 
 
+def test_weight_of_the_global_error(world):
+    model, sample = network(world).eval(), batch(world)
+    loss = lambda kind, **changes: CoupledObjective(model, world, stage(kind, **changes)).eval().loss(sample)[0].item()
+    regional, one, four = (loss("rollout", global_weight=weight) for weight in (0.0, 1.0, 4.0))
+    assert (
+        regional == pytest.approx(loss("regional")) and four - regional == pytest.approx(4 * (one - regional)) and one > regional
+    )
+
+
 def test_no_gradient_through_the_global_layers_one_way(world):
     """Key positions are chosen from tokens that nothing trained has touched."""
     model = network(world, "one_way")

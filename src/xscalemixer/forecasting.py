@@ -64,7 +64,7 @@ def forecast(
     hours : int
         Length of the forecast; any positive number of hours. Text such as ``"2 days"`` works too.
     model : str, path or model, optional
-        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: ``xsm.models.DEFAULT``.
+        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: `xscalemixer.pretrained.DEFAULT`.
     regional : Dataset, optional
         Hourly regional analyses t-5..t for a warm start; without them the history is invented from ``ds`` (cold start).
     init_time : datetime-like, optional

@@ -46,6 +46,9 @@ class Stage:
         archive is learned from by ``periods=(("1979-01-01", "2016-01-01"),)`` and a second global stage without it.
     patience : int, optional
         Validations without a new best after which the stage ends early.
+    global_weight : float
+        Weight of eq. 14 beside eq. 15 in a roll-out. Eq. 14 is a mean over the globe: by the inverse of the region's share of the
+        globe it counts as much for the cells in the region as eq. 15 does.
     detach : bool
         Let no gradient pass from one step of a roll-out to the step before.
     per_pass : int, optional
@@ -68,6 +71,7 @@ class Stage:
     season_shift: float = 0.0
     periods: Periods = ()
     patience: int | None = None
+    global_weight: float = 1.0
     detach: bool = False
     per_pass: int | None = None
     recompute: bool = False
@@ -96,7 +100,8 @@ class TrainConfig:
     ----------
     name : str
     train, validation : tuple of (start, end)
-        Periods as ISO dates, start exclusive, end inclusive.
+        Periods as ISO dates, start exclusive, end inclusive. Without validation periods the training samples are checked
+        instead, which tells how well they are fitted and nothing about other weather.
     test : tuple of (start, end)
         Periods kept for a final verdict: nothing is read from them, and it is an error if they touch one of the others.
     size : "tiny", "small", "base" or "paper"
@@ -117,7 +122,7 @@ class TrainConfig:
 
     name: str
     train: Periods
-    validation: Periods
+    validation: Periods = ()
     test: Periods = ()
     size: str = "small"
     network: dict = field(default_factory=dict)
@@ -134,6 +139,11 @@ class TrainConfig:
 
     sizes = SIZES  # without annotations: what a class of settings admits is no setting
     kinds = COUPLED
+
+    def periods_of(self, stage: Stage) -> tuple[Periods, Periods]:
+        """On which a stage is trained, and on which it is checked."""
+        own = stage.periods or self.train
+        return own, self.validation or own
 
     def to_dict(self) -> dict:
         """Plain data."""
@@ -286,7 +296,9 @@ def check_settings(config: TrainConfig, report: Report) -> None:
 
 def _check_periods(config: TrainConfig, report: Report) -> None:
     """They are periods, and no two sets share a time; stages may train on the same ones."""
-    given = {name: getattr(config, name) for name in ("train", "validation", "test") if name != "test" or config.test}
+    if config.validation == ():
+        report.warn("validation", "no periods; the training samples are checked instead, which tells nothing about other weather")
+    given = {"train": config.train} | {name: ps for name in ("validation", "test") if (ps := getattr(config, name)) != ()}
     given |= {f"stages[{i}].periods": stage.periods for i, stage in enumerate(config.stages) if stage.periods}
     for name, periods in given.items():
         if not are_periods(periods):
@@ -317,5 +329,8 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):
         found = "it follows a regional stage or a roll-out, which freeze the global weights"
         report.error(subject, found, "global stages before all others", "Move it to the front of stages=", kind=InputError)
-    if stage.kind != "rollout" and stage.detach:
-        report.error(subject, "detach=True", "a roll-out", "Leave detach= out", kind=InputError)
+    if stage.kind != "rollout":
+        for name in (name for name in ("detach", "global_weight") if getattr(stage, name) != getattr(Stage, name)):
+            report.error(subject, f"{name}={getattr(stage, name)}", "a roll-out", f"Leave {name}= out", kind=InputError)
+    if not 0 <= stage.global_weight < np.inf:
+        report.error(subject, f"global_weight={stage.global_weight}", "0 or more", "global_weight=10", kind=InputError)

@@ -423,8 +423,8 @@ def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, mi
     """Every stage has samples to validate on, and enough to learn from, for a batch, and for its updates."""
     wanted: dict[tuple, list[Stage]] = {}  # stages by where their samples come from
     for number, stage in enumerate(config.stages):
-        own = (f"stages[{number}].periods", stage.periods) if stage.periods else ("train", config.train)
-        for name, periods in (own, ("validation", config.validation)):
+        own = f"stages[{number}].periods" if stage.periods else "train"
+        for name, periods in ((own, config.periods_of(stage)[0]), ("validation", config.validation)):
             if are_periods(periods):
                 wanted.setdefault((name, periods, 0 if stage.kind == "global" else stage.steps), []).append(stage)
     for (name, periods, steps), stages in wanted.items():

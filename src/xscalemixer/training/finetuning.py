@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 4
 _RATES = {"global": 3e-4, "regional": 3e-4, "rollout": 5e-5, "cold_start": 3e-4}
+_MOST = 0.95  # share of the parameters taken over below which it is a warning
 _SHORTEST = 18 * HOUR  # any period of that length holds a sample: 12 hours around a time at 0, 6, 12 or 18 UTC
 
 
@@ -73,12 +74,12 @@ def finetune(
     tree : DataTree
         ``/global`` and ``/regional``, as for `train`; the grids may be any.
     model : str, path or Forecaster, optional
-        What to start from; it is not changed. Default: ``xsm.models.DEFAULT``.
+        What to start from; it is not changed. Default: `xscalemixer.pretrained.DEFAULT`.
     epochs : float
         How often each stage sees each sample; a roll-out, which follows the one-step stages, sees a fifth of that.
     train, validation : periods, optional
         Pairs of dates, start exclusive, end inclusive. By default the last fifth of the time validates, and a gap of a day (in
-        short data: a twentieth of the time) separates it from what comes before.
+        short data: a twentieth of the time) separates it from what comes before. ``validation=()``: see `TrainConfig`.
     test : periods, optional
         Times kept for a final verdict, which neither trains nor validates.
     missing : names
@@ -132,7 +133,8 @@ def finetune(
         grid = _grid(groups["outer"])
         kinds = ["regional", "rollout", "cold_start"] if grid and contract.same_driver(grid) else list(_RATES)
         passes = epochs if _is_epochs(epochs) else 1  # said already; look on for other problems
-        stages = _default_stages(kinds, times, train, validation, passes, {"per_pass": per_pass, "recompute": recompute})
+        more = {"per_pass": per_pass, "recompute": recompute}
+        stages = _default_stages(kinds, times, train, validation, passes, more, min_samples)
     config = TrainConfig(
         name=f"{contract.base.name}-finetuned",
         train=train,
@@ -150,7 +152,7 @@ def finetune(
     with run(config, tree, way, contract, origin=origin, report=report) as protocol:
         tuned, takeover = contract.begin(protocol.data, config)
         takeover.require(least, f"{contract.base.name!r} was not fine-tuned")
-        log.info("%s: %s", contract.base.name, takeover)
+        log.log(logging.INFO if takeover.share >= _MOST else logging.WARNING, "%s: %s", contract.base.name, takeover)
         if rank is not None:
             add_low_rank(tuned.network, rank)
         estimates = _estimates(protocol, tuned)
@@ -179,6 +181,7 @@ def _check_arguments(epochs, statistics, rank, least, periods, stages, report: R
     if sum(each is None for each in periods) == 1:
         given, other = ("train", "validation") if periods[1] is None else ("validation", "train")
         found, fix = f"{given}= without {other}=", f'Add {other}=(("2020-06-01", "2020-06-08"),), or leave out {given}='
+        fix += "; validation=() if there is too little to validate on" if other == "validation" else ""
         report.error("periods", found, "both or none", fix, kind=TimeError)
 
 
@@ -352,14 +355,20 @@ def _grid(ds: xr.Dataset):
 
 
 def _default_stages(
-    kinds: list[str], times: Mapping[str, np.ndarray], train: Periods, validation: Periods, epochs: float, more: dict[str, Any]
+    kinds: list[str],
+    times: Mapping[str, np.ndarray],
+    train: Periods,
+    validation: Periods,
+    epochs: float,
+    more: dict[str, Any],
+    fewest: int = 1,
 ) -> tuple[Stage, ...]:
-    """One stage of each kind that the data allow, with epochs as updates."""
+    """One stage of each kind, with epochs as updates; a roll-out if there are enough samples of that length."""
     stages = []
     for kind in kinds:
         steps = 2 if kind == "rollout" else 1
         samples = _count(times, train, steps)
-        if kind == "rollout" and not (samples and _count(times, validation, steps)):
+        if kind == "rollout" and (samples < max(1, fewest) or not _count(times, validation or train, steps)):
             continue
         batch = min(_BATCH // steps, max(1, samples))
         updates = max(1, math.ceil(epochs * (0.2 if kind == "rollout" else 1) * samples / batch))
@@ -384,8 +393,8 @@ def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
     for number in protocol.pending:
         stage, config = protocol.config.stages[number], protocol.config
         objective, samples = objective_of(stage, protocol.data, copy.deepcopy(model))
-        checks = len(samples(config.validation))
-        found.append(estimate(objective, samples(stage.periods or config.train), checks, protocol.plan(number), protocol.group))
+        trained, checked = (samples(periods) for periods in config.periods_of(stage))
+        found.append(estimate(objective, trained, len(checked), protocol.plan(number), protocol.group))
         log.info("%s", found[-1])
     free = free_memory(protocol.group.device)
     if free is not None and (needed := max((each.memory for each in found), default=0)) > free:

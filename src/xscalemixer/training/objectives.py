@@ -76,7 +76,7 @@ class CoupledObjective(_NetworkObjective):
 
     def __init__(self, network: CoupledModel, data: TrainingData, stage: Stage):
         super().__init__(network.freeze_outer(), stage)
-        self.detach = stage.detach
+        self.detach, self.global_weight = stage.detach, stage.global_weight
         self.error = _GlobalError(data) if stage.kind == "rollout" else None
         self.shift = data.season_shift(stage)
         self.channels = data.inner.schema.channels
@@ -101,7 +101,7 @@ class CoupledObjective(_NetworkObjective):
             truth = batch["inner"][:, HOURS * (i + 1) : HOURS * (i + 2)]
             value = value + self.network.loss(inner, truth) / steps
             if self.error is not None:
-                value = value + self.error(outer, batch["outer"][:, i + 1]) / steps
+                value = value + self.global_weight * self.error(outer, batch["outer"][:, i + 1]) / steps
             predicted.append(inner.detach())
             entropies += [relative_entropy(keys.scores.detach()) for keys in result.keys]
             if self.detach:

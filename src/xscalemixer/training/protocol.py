@@ -229,7 +229,7 @@ class Run:
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
         objective, samples = objective_of(stage, self.data, model)
-        sets: list[Any] = [samples(periods) for periods in (stage.periods or config.train, config.validation)]
+        sets: list[Any] = [samples(periods) for periods in config.periods_of(stage)]
         if stage.cache:
             sets = self._with_towers(number, model, sets)
         return fit(objective, sets[0], sets[1], plan, self.group, saving=self._saving(number), workers=self.way.workers)
