@@ -65,9 +65,10 @@ class Relief:
         return terrain.horizon_angles(self.height.values, self.steps)
 
     @cached_property
-    def sky(self) -> xr.DataArray:
-        """Sky view per horizontal area, see `xscalemixer.physics.terrain.sky_view`."""
-        return self.height.copy(data=terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient)))
+    def sky(self) -> np.ndarray:
+        """Sky view per horizontal area, shape (H, W), float32; see `xscalemixer.physics.terrain.sky_view`."""
+        view = terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient))
+        return view.astype(np.float32)
 
 
 def read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> Relief | None:
