@@ -14,15 +14,33 @@ from xscalemixer.physics.lapse import LAPSE_RATE_BOUNDS, local_lapse_rate
 from xscalemixer.physics.pressure import hypsometric_pressure
 from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.physics.sunlight import Sunshine, short_wave_on_relief
-from xscalemixer.regridding import Regridder
+from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief
 
-__all__ = ["Carrier", "interpolation"]
+__all__ = ["Carrier", "surroundings"]
 
 
-def interpolation(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) -> str:
-    """How fields come to the relief: without kinks where both grids have latitudes and longitudes as axes."""
-    return "bicubic" if isinstance(source, Grid) and isinstance(target, Grid) else "bilinear"
+def surroundings(grid: Grid, relief: Relief, margin: int = 3) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """The part of a grid that relief needs, with some cells around it, so that lapse rates see their neighbors.
+
+    Returns
+    -------
+    rows, columns : array of int
+    part : Grid
+        Those rows and columns, longitudes counted as the relief counts them.
+    """
+    latitude, longitude = relief.places
+    unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
+    west, width = unwrapped.min(), np.ptp(unwrapped)
+    north_south, east_west = (margin * step for step in grid.spacing)
+    rows = np.array(grid.latitude)
+    rows = np.flatnonzero((rows >= latitude.min() - north_south) & (rows <= latitude.max() + north_south))
+    around = (np.array(grid.longitude) - west + east_west) % 360
+    columns = np.argsort(around)[: int((around <= width + 2 * east_west).sum())]
+    if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
+        return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid
+    part = Grid(tuple(np.array(grid.latitude)[rows].tolist()), tuple((around[columns] + west - east_west).tolist()))
+    return rows, columns, part
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +77,13 @@ class Carrier:
 
     def __call__(self, fields: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Any of t2m, sp and q2m, u10 and v10, and tcc, shape (..., H, W), to those on the relief, shape (..., h, w)."""
-        fine = {
-            name: array
-            for name, array in zip(("t2m", "sp", "q2m"), self.air(*map(fields.get, ("t2m", "sp", "q2m"))), strict=False)
-        }
+        names = [name for name in ("t2m", "sp", "q2m") if name in fields]
+        fine = dict(zip(names, self.air(*(fields[name] for name in names)), strict=True)) if names else {}
         if "u10" in fields:
             fine["u10"], fine["v10"] = self.wind(fields["u10"], fields["v10"])
         if "tcc" in fields:
             fine["tcc"] = self.cloud(fields["tcc"])
-        return {name: fine[name] for name in fields}
+        return fine
 
     def air(self, t2m: np.ndarray, sp: np.ndarray | None = None, q2m: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Temperature by the local lapse rate, pressure by the hypsometric equation, humidity relative to saturation.

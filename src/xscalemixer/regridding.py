@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pyproj import CRS
     from scipy.sparse import csr_array
 
-__all__ = ["Regridder", "point_weights", "regrid"]
+__all__ = ["Regridder", "interpolation", "point_weights", "regrid"]
 
 Method = Literal["auto", "bilinear", "bicubic", "conservative"]
 Backend = Literal["auto", "builtin", "xesmf"]
@@ -40,6 +40,11 @@ _GRIB_GEOMETRY = (
     "LaDInDegrees", "LoVInDegrees", "Latin1InDegrees", "Latin2InDegrees", "angleOfRotationInDegrees",
     "orientationOfTheGridInDegrees", "projectionCentreFlag", "shapeOfTheEarth", "radius", "uvRelativeToGrid",
 )  # fmt: skip
+
+
+def interpolation(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) -> Literal["bicubic", "bilinear"]:
+    """The smoothest method there is: without kinks where both grids have latitudes and longitudes as axes."""
+    return "bicubic" if isinstance(source, Grid) and isinstance(target, Grid) else "bilinear"
 
 
 @dataclass(frozen=True)

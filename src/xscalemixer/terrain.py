@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
 from functools import partial
 
 import numpy as np
 import xarray as xr
 
 from xscalemixer._version import __version__
-from xscalemixer.carrying import Carrier, interpolation
+from xscalemixer.carrying import Carrier, surroundings
 from xscalemixer.conform import holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.match import Inventory
@@ -21,7 +20,7 @@ from xscalemixer.errors import GridError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
 from xscalemixer.output import TIME_ATTRS
 from xscalemixer.projections import EARTH_RADIUS
-from xscalemixer.regridding import Regridder
+from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief, read_relief
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, REGIONAL, Schema
@@ -247,25 +246,16 @@ def _cropping(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) ->
 def _around(data: xr.Dataset, relief: Relief) -> xr.Dataset:
     """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
     grid = grid_of(data)
+    if isinstance(grid, Grid):
+        rows, columns, part = surroundings(grid, relief, _MARGIN)
+        moved = ("longitude", np.array(part.longitude), data["longitude"].attrs)
+        return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
     latitude, longitude = relief.places
     unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
     west, width = unwrapped.min(), np.ptp(unwrapped)
-    if isinstance(grid, Grid):
-        north_south, east_west = (_MARGIN * step for step in grid.spacing)
-        rows = _within(np.array(grid.latitude), latitude.min() - north_south, latitude.max() + north_south)
-        around = (np.array(grid.longitude) - west + east_west) % 360
-        columns = np.argsort(around)[: int((around <= width + 2 * east_west).sum())]
-        if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
-            return data
-        moved = ("longitude", around[columns] + west - east_west, data["longitude"].attrs)
-        return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
     margin = np.rad2deg(_MARGIN * np.sqrt(grid.area.max()) / EARTH_RADIUS)
     inside = (grid.latitude > latitude.min() - margin) & (grid.latitude < latitude.max() + margin)
     margin = margin / np.cos(np.deg2rad(grid.latitude))
     inside &= (grid.longitude - west + margin) % 360 < width + 2 * margin
     rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return data.isel(y=slice(rows[0], rows[-1] + 1), x=slice(columns[0], columns[-1] + 1))
-
-
-def _within(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.flatnonzero((values >= low) & (values <= high))

@@ -80,7 +80,8 @@ def sun_direction(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray)
 
 def sun_vector(time: np.ndarray) -> np.ndarray:
     """Unit vector toward the sun from the center of the earth: parts toward 0 E and 90 E at the equator and toward the north
-    pole, shape (T,) -> (T, 3)."""
+    pole, shape (T,) -> (T, 3).
+    """
     declination, hour_at_greenwich, _ = _sun(time)
     flat = np.cos(declination)
     return np.stack([flat * np.cos(hour_at_greenwich), -flat * np.sin(hour_at_greenwich), np.sin(declination)], axis=-1)
