@@ -7,11 +7,13 @@ the regional hours of world A over real relief; it is computed when it is needed
 `train_twin_ea.py`. Finished stages are kept in --runs; a run that is started again goes on from there.
 """
 
+import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import xarray as xr
-from train_twin_ea import read_twin_world
+from train_twin_ea import TEST, TRAIN, VALIDATION, read_twin_world
 
 import xscalemixer as xsm
 
