@@ -69,18 +69,18 @@ def red_noise(count):
 def seams_of_a_trained_head(detail):
     """Roughness by place after a head has learned to shift fields by two cells."""
     torch.manual_seed(0)
-    grid = TokenGrid(GRID.latitude, GRID.longitude, 10)
-    embedding, head = PatchEmbedding(1, 32, grid), PredictionHead(32, (32,), (10,), 1, grid, detail=detail, local=1)
+    grid = TokenGrid(GRID.latitude, GRID.longitude, 20)
+    embedding, head = PatchEmbedding(1, 32, grid), PredictionHead(32, (32, 8), (4, 5), 1, grid, detail=detail, local=1)
     optimizer = torch.optim.Adam([*embedding.parameters(), *head.parameters()], 5e-3)
     forecast = lambda x: head(embedding(x), torch.zeros(32), torch.zeros(32), x)
-    for _ in range(40):
+    for _ in range(60):
         x = red_noise(4)
         optimizer.zero_grad()
         (forecast(x) - x.roll(2, 3)).abs().mean().backward()
         optimizer.step()
-    return patch_seams(fields(forecast(red_noise(20))[:, 0].detach().numpy()), 10)["t2m"]
+    return patch_seams(fields(forecast(red_noise(20))[:, 0].detach().numpy()), 20)["t2m"]
 
 
 def test_refinement_at_full_resolution_leaves_no_seams():
-    assert (seams_of_a_trained_head(0).max("place") > 1.5).all()
-    np.testing.assert_allclose(seams_of_a_trained_head(8), 1.0, atol=0.2)
+    plain, refined = (float(seams_of_a_trained_head(detail).std()) for detail in (0, 8))
+    assert plain > 0.25 and refined < 0.12
