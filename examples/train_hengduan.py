@@ -69,8 +69,9 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("xscalemixer").setLevel(logging.INFO)
     stages = tuple(replace(stage, updates=max(1, round(options.updates * stage.updates))) for stage in CONFIG.stages)
-    tree, config = read_world_b(options.data, options.relief), replace(CONFIG, stages=stages)
-    model = xsm.train(config, tree, outer=options.outer, folder=options.runs, memory=options.memory)
+    outer, tree = xsm.load(options.outer), read_world_b(options.data, options.relief)
+    config = replace(CONFIG, stages=stages, network={"heads": outer.network.config.heads})  # those of the global network
+    model = xsm.train(config, tree, outer=outer, folder=options.runs, memory=options.memory)
     model.save(options.target, card=CARD.read_text(encoding="utf-8"), overwrite=True, half=True)
 
 
