@@ -431,7 +431,7 @@ def test_a_regridder_takes_any_leading_dimensions():
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(GridError, match="method='nearest'; needed one of 'auto', 'bilinear', 'conservative'"):
+    with pytest.raises(GridError, match="method='nearest'; needed one of 'auto', 'bilinear', 'bicubic', 'conservative'"):
         regrid(dataset(GLOBAL), INSIDE, method="nearest")
     with pytest.raises(GridError, match="backend='cdo'"):
         regrid(dataset(GLOBAL), INSIDE, backend="cdo")
