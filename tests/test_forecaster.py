@@ -1,12 +1,18 @@
 """One step and one first guess, against what they are made of."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from worlds import HOUR, OUTER, START, box, forecaster, globe
 
+from xscalemixer.forecaster import Forecaster
+from xscalemixer.grids import Grid
+from xscalemixer.nn.coldstart import ColdStart
+from xscalemixer.physics import humidity
 from xscalemixer.samples import Series, Windows
-from xscalemixer.state import State
+from xscalemixer.state import STATICS, State
 from xscalemixer.variables import REGIONAL
 
 
@@ -64,3 +70,48 @@ def test_first_guess_over_a_plateau():
 def test_parameters_are_counted_once(model):
     networks = model.network.outer, model.network.inner, model.network.mixers, model.cold_start
     assert model.parameter_count == sum(p.numel() for network in networks for p in network.parameters())
+
+
+def carried(statics=STATICS[:2], west=None):
+    """A model whose cold start begins with terrain physics over 4 km of plateau, north-west of a plain."""
+    model = forecaster()
+    settings = replace(model.cold_start.config, guess="terrain", inputs=len(statics) + 8)
+    model.cold_start = ColdStart(settings)
+    if west is not None:
+        moved = tuple(lon - model.inner.grid.longitude[0] + west for lon in model.inner.grid.longitude)
+        model.inner = replace(model.inner, grid=Grid(model.inner.grid.latitude, moved))
+    model.network.outer.statics[0] = 1.0
+    model.network.inner.statics[0] = 1.0
+    model.network.inner.statics[0, :20, :30] = 5.0
+    return model
+
+
+def guessed(model, values):
+    """Physical first guess from uniform fields."""
+    outer = np.empty((2, len(OUTER), *model.outer.grid.shape), "f4")
+    outer[:] = np.array([values.get(name, 1e4) for name in OUTER.channels])[:, None, None]
+    fields = model.first_guess(outer, np.array([START, START + 6 * HOUR]))
+    assert fields.shape[:2] == (2, model.cold_start.config.inputs)
+    return (fields[0, :5] * model.scale_inner.std[:5] + model.scale_inner.mean[:5]).numpy()
+
+
+@pytest.mark.parametrize("west", [None, 150.0])  # the second crosses the date line
+def test_first_guess_by_terrain_physics(west):
+    values = {"t2m": 290.0, "u10": 5.0, "v10": -3.0, "q2m": 0.008, "sp": 89875.0}
+    t2m, u10, v10, q2m, sp = guessed(carried(west=west), values)
+    np.testing.assert_allclose(t2m[:20, :30], 290.0 - 26.0, atol=0.01)  # nothing tells the lapse rate: the standard one
+    np.testing.assert_allclose(t2m[20:], 290.0, atol=0.01)
+    assert (humidity.vapor_pressure(q2m, sp) <= 1.001 * humidity.saturation_vapor_pressure(t2m)).all()
+    assert sp[5, 5] == pytest.approx(54940, rel=1e-3) and sp[30, 40] == pytest.approx(89875, rel=1e-4)
+    assert np.ptp(u10) > 0.5 and abs(u10.mean() - 5.0) < 0.5 and abs(v10.mean() + 3.0) < 0.5
+
+
+def test_descriptions_from_before_the_names_of_statics_still_work(model):
+    data = model.to_dict()
+    assert Forecaster.from_dict(data).inner.statics == ("orog", "lsm")
+    for branch in ("outer", "inner"):
+        del data[branch]["statics"]
+    del data["cold_start"]["guess"]
+    old = Forecaster.from_dict(data)
+    assert old.inner.statics == ("orog", "lsm") and old.cold_start.config.guess == "standard"
+    assert old.to_dict() == model.to_dict()

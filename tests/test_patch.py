@@ -161,3 +161,39 @@ def test_one_token_is_a_driver_too():
     alignment = Alignment(outer, inner)
     tokens = torch.randn(1, 1, 3)
     torch.testing.assert_close(alignment.to_inner(tokens), tokens.expand(1, 4, 3))
+
+
+def fine_geometry():
+    """Tokens of 11.25 degrees, and those of 1 degree in a box that begins and ends inside them."""
+    return globe(5.625, 2), box(36, 94, 0.05, (240, 240), 20)
+
+
+def test_tokens_of_one_degree_in_a_coarse_globe_do_not_nest():
+    outer, inner = fine_geometry()
+    alignment = Alignment(outer, inner)
+    assert not alignment.nested and len(inner) == 144 and alignment.box.numel() == 4
+    lat, lon = (torch.as_tensor(part, dtype=torch.float32) for part in (outer.centers.T, inner.centers.T))
+    np.testing.assert_allclose(alignment.to_inner(lat.T[None])[0], lon.T, atol=1e-4)  # linear in place: exact
+
+
+def test_averages_and_gradients_of_tokens_that_do_not_nest_are_conserved():
+    alignment = Alignment(*fine_geometry())
+    tokens = torch.randn(1, 144, 3, requires_grad=True)
+    members = torch.bincount(alignment.member)
+    means = alignment.to_box(tokens)
+    torch.testing.assert_close((means * members[None, :, None]).sum(1), tokens.sum(1))
+    (means * members[None, :, None]).sum().backward()
+    torch.testing.assert_close(tokens.grad, torch.ones_like(tokens))  # every token counts, and once
+    outer = torch.randn(1, 16 * 32, 3, requires_grad=True)
+    alignment.to_inner(outer).sum().backward()
+    assert float(outer.grad.sum()) == pytest.approx(3 * 144, rel=1e-5)
+
+
+def test_refinement_in_two_parts_is_that_on_both_together():
+    torch.manual_seed(0)
+    grid = box(40, 100, 1.0, (12, 12), 4)
+    head = PredictionHead(8, (8,), (4,), 3, grid, detail=5, local=2)
+    tokens, local = torch.randn(2, len(grid), 8), torch.randn(2, 2, 12, 12)
+    zero = torch.zeros(8)
+    features = head.deconvolution(head.narrow(head.norm(tokens)))
+    torch.testing.assert_close(head(tokens, zero, zero, local), head.refine(torch.cat([features, local], 1)))

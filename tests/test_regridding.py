@@ -431,7 +431,7 @@ def test_a_regridder_takes_any_leading_dimensions():
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(GridError, match="method='nearest'; needed one of 'auto', 'bilinear', 'conservative'"):
+    with pytest.raises(GridError, match="method='nearest'; needed one of 'auto', 'bilinear', 'bicubic', 'conservative'"):
         regrid(dataset(GLOBAL), INSIDE, method="nearest")
     with pytest.raises(GridError, match="backend='cdo'"):
         regrid(dataset(GLOBAL), INSIDE, backend="cdo")
@@ -543,3 +543,36 @@ def test_from_one_curvilinear_grid_onto_another_keeps_a_linear_field():
     np.testing.assert_allclose(Regridder(source, target)(field), np.add.outer(2 * (y[1:-1] + 3e3), -(x[1:-1] + 4e3)), atol=1e-3)
     with pytest.raises(GridError, match=r"cannot be averaged over(?s:.*)needed method='bilinear'"):
         Regridder(source, target, "conservative")
+
+
+def test_bicubic_is_exact_for_parabolas_and_has_no_kinks():
+    source, target = Grid.regular(40, 100, 1, (20, 20)), Grid.regular(35, 105, "0.05", (200, 200))
+    bent = on(source, lambda lat, lon: lat**2 - 3 * lon**2 + lat * lon)
+    exact = on(target, lambda lat, lon: lat**2 - 3 * lon**2 + lat * lon)
+    np.testing.assert_allclose(Regridder(source, target, "bicubic")(bent), exact, rtol=1e-9)
+    noise = np.random.default_rng(0).normal(size=source.shape)
+    bends = {method: np.abs(np.diff(Regridder(source, target, method)(noise), 2)).max() for method in ("bilinear", "bicubic")}
+    assert bends["bicubic"] < 0.3 * bends["bilinear"]
+
+
+def test_bicubic_goes_through_the_values_and_around_the_globe():
+    globe = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
+    noise = np.random.default_rng(0).normal(size=globe.shape)
+    np.testing.assert_allclose(Regridder(globe, globe, "bicubic")(noise), noise, atol=1e-12)
+    wave = on(globe, lambda lat, lon: np.cos(np.deg2rad(lon)) + 0 * lat)
+    across = Grid.regular(10, -5, "0.5", (3, 20))
+    exact = on(across, lambda lat, lon: np.cos(np.deg2rad(lon)) + 0 * lat)
+    np.testing.assert_allclose(Regridder(globe, across, "bicubic")(wave), exact, atol=1e-4)
+
+
+def test_bicubic_on_uneven_axes_has_no_kinks_either():
+    lat = np.array([30.0, 28.7, 27.9, 26.0, 25.1, 24.0])
+    source, target = Grid(tuple(lat), tuple(range(100, 106))), Grid.regular("29.5", "101", "0.01", (500, 3))
+    noise = np.random.default_rng(0).normal(size=source.shape)
+    slopes = np.diff(Regridder(source, target, "bicubic")(noise)[:, 0]) / 0.01
+    assert np.abs(np.diff(slopes)).max() < 0.1  # a kink of bilinear interpolation is of the order of 1
+
+
+def test_bicubic_needs_axes():
+    with pytest.raises(GridError, match="(?s)bicubic.*latitudes and longitudes as axes"):
+        Regridder(lambert(), Grid.regular(40, 100, 1, (4, 4)), "bicubic")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from worlds import LEVELS, OUTER, START, globe
+from worlds import LEVELS, OUTER, START, box, globe
 
 from xscalemixer.grids import Grid
-from xscalemixer.state import calendar_features, fields_of, inner_insolation, outer_insolation, statics_of
+from xscalemixer.state import STATICS, calendar_features, fields_of, inner_insolation, outer_insolation, statics_of
 
 GRID = Grid.regular(60, 100, 2, (10, 12))
 
@@ -31,6 +31,20 @@ def test_lazy_equals_eager():
 
 def test_statics_are_in_km():
     assert statics_of(globe()).max() == pytest.approx(float(globe()["orog"].max()) / 1000)
+
+
+def test_further_statics_follow_from_the_heights():
+    ds = box()
+    fields = dict(zip(STATICS, statics_of(ds, STATICS), strict=True))
+    np.testing.assert_array_equal(fields["orog"], statics_of(ds)[0])
+    np.testing.assert_allclose(np.hypot(fields["slope_east"], fields["slope_north"]), fields["slope"], rtol=1e-5)
+    rise = np.diff(ds["orog"].values[20]) / (1.125 * 111195 * np.cos(np.deg2rad(float(ds["latitude"][20]))))
+    np.testing.assert_allclose(fields["slope_east"][20, 1:-1], 10 * (rise[1:] + rise[:-1]) / 2, rtol=1e-3, atol=1e-6)
+
+
+def test_the_open_sea_is_flat():
+    ds = box().assign(orog=lambda ds: 0 * ds["orog"], lsm=lambda ds: 0 * ds["lsm"])
+    assert not statics_of(ds, STATICS).any()
 
 
 def test_calendar_has_the_period_of_a_day_and_a_year():

@@ -76,3 +76,9 @@ def test_steps_of_a_projected_grid_are_those_of_its_points():
     down, right = cell_steps(grid)
     np.testing.assert_allclose(down[1], -6371229 * np.deg2rad(0.1), rtol=1e-6)
     np.testing.assert_allclose(right[0, 0], 6371229 * np.deg2rad(0.1) * np.cos(np.deg2rad(40)), rtol=1e-6)
+
+
+def test_roughness_is_the_standard_deviation_around_a_cell():
+    height = 5000 + np.random.default_rng(0).normal(size=(9, 9))
+    assert terrain.roughness(height)[4, 4] == pytest.approx(height[2:7, 2:7].std())
+    np.testing.assert_allclose(terrain.roughness(np.full((6, 6), 4321.0)), 0.0, atol=1e-6)

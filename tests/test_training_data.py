@@ -14,7 +14,7 @@ from xscalemixer.__main__ import main
 from xscalemixer.errors import InputError, SchemaError, TimeError
 from xscalemixer.report import Report
 from xscalemixer.samples import LazyFields, Series, survey
-from xscalemixer.state import fields_of
+from xscalemixer.state import STATICS, fields_of, statics_of
 from xscalemixer.training import data
 from xscalemixer.training.data import TrainingData
 from xscalemixer.training.towers import WithTower
@@ -111,6 +111,32 @@ def test_periods_may_touch(tree):
 def test_stage_settings_that_cannot_work(tree, changes, message):
     with pytest.raises(InputError, match=message):
         xsm.train(small_config(stages=(xsm.Stage(kind="regional", updates=1, batch=2, **changes),)), tree)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"statics": ("orog", "lsm", "aspect")}, r"statics: .*Needed: \"orog\" and \"lsm\", then some of slope, slope_east"),
+        ({"statics": ("lsm", "orog")}, r"statics: .*Needed: \"orog\" and \"lsm\""),
+        ({"first_guess": "physics"}, r"first_guess: 'physics'. Needed: one of \"standard\", \"terrain\""),
+    ],
+)
+def test_statics_and_first_guess_that_do_not_exist(tree, changes, message):
+    with pytest.raises(InputError, match=message):
+        xsm.train(small_config(stages=ONE, **changes), tree)
+
+
+def test_the_region_sees_further_statics(tree):
+    config = small_config(stages=ONE, statics=STATICS, first_guess="terrain")
+    found = TrainingData.of(config, tree)
+    model = found.fresh_model(config)
+    assert (found.outer.statics, found.inner.statics) == (STATICS[:2], STATICS)
+    np.testing.assert_array_equal(model.network.inner.statics, statics_of(tree["regional"].to_dataset(), STATICS))
+    sample = data.ColdStartSamples(found, model, PERIODS["train"])[0]
+    model.cold_start(sample["fields"][None], sample["sun"][None])
+    copy = type(model).from_dict(json.loads(json.dumps(model.to_dict())))
+    copy.modules.load_state_dict(model.modules.state_dict())
+    torch.testing.assert_close(copy.network.inner.statics, model.network.inner.statics)
 
 
 # --- bad data: each ends with what is wrong, where, and what to do

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from xscalemixer.carrying import Carrier, surroundings
 from xscalemixer.errors import CheckpointError
 from xscalemixer.model import Branch, Input, Model, require_keys
 from xscalemixer.nn.blocks import Normalizer
@@ -17,6 +19,7 @@ from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
 from xscalemixer.regridding import Regridder
+from xscalemixer.relief import Relief
 from xscalemixer.state import HOURS, State, calendar_features, inner_insolation, outer_insolation
 
 __all__ = ["Branch", "Forecaster"]
@@ -165,8 +168,9 @@ class Forecaster(Model):
     def first_guess(self, outer: np.ndarray, time: np.ndarray) -> Tensor:
         """Inputs of the cold start: surface fields carried to the regional terrain, statics and the hour.
 
-        Interpolated bilinearly; temperature follows the standard lapse rate and pressure the hypsometric equation
-        between the smooth and the actual terrain, at that temperature (where it is not guessed, of the standard atmosphere).
+        With ``guess="terrain"`` by the physics of `xscalemixer.carrying.Carrier`. Else interpolated bilinearly; temperature
+        follows the standard lapse rate and pressure the hypsometric equation between the smooth and the actual terrain, at that
+        temperature (where it is not guessed, of the standard atmosphere).
 
         Parameters
         ----------
@@ -176,24 +180,47 @@ class Forecaster(Model):
         Returns
         -------
         Tensor, shape (B, inputs, h, w)
-            Guessed channels (normalized), orography (km), land fraction, terrain difference (km), hour of day (2).
+            Guessed channels (normalized), statics of the region, terrain difference (km), hour of day (2).
         """
+        guess, rise = self._carried(outer) if self.cold_start.config.guess == "terrain" else self._interpolated(outer)
+        channels = list(self.cold_start.config.guessed)
+        mean, std = (a.cpu().numpy()[channels] for a in (self.scale_inner.mean, self.scale_inner.std))
+        shape = (guess.shape[0], 1, *rise.shape)
+        hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
+        statics = self.network.inner.statics.cpu().numpy()
+        fixed = np.concatenate([np.broadcast_to(f, shape) for f in (*statics, rise / 1000.0)], 1)
+        return torch.cat([torch.from_numpy(np.concatenate([(guess - mean) / std, fixed], 1).astype("f4")), hour], 1)
+
+    def _carried(self, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Guessed channels by terrain physics (B, G, h, w), and the rise of the terrain in m (h, w)."""
+        rows, columns, carrier = self._carrier
+        names = [self.inner.schema.channels[c] for c in self.cold_start.config.guessed]
+        near = outer[..., rows[:, None], columns]
+        fine = carrier({name: near[:, self.outer.schema.channels.index(name)] for name in names})
+        return np.stack([fine[name] for name in names], 1), carrier.rise
+
+    @cached_property
+    def _carrier(self) -> tuple[np.ndarray, np.ndarray, Carrier]:
+        """Rows and columns of the driver around the region, and what carries their fields to its relief."""
+        heights = (branch.statics[0].cpu().numpy() * 1000.0 for branch in (self.network.outer, self.network.inner))
+        smooth, actual = heights
+        relief = Relief.of(actual, self.inner.grid)
+        rows, columns, grid = surroundings(self.outer.grid, relief)
+        return rows, columns, Carrier(grid, smooth[rows[:, None], columns], relief)
+
+    def _interpolated(self, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same by bilinear interpolation and the standard atmosphere."""
         to_inner = Regridder(self.outer.grid, self.inner.grid, "bilinear")
         names = [self.inner.schema.channels[c] for c in self.cold_start.config.guessed]
         guess = to_inner(outer[:, [self.outer.schema.channels.index(name) for name in names]])
         smooth = to_inner(self.network.outer.statics[:1].cpu().numpy())[0]
-        statics = self.network.inner.statics.cpu().numpy()
-        rise = (statics[0] - smooth) * 1000.0  # m
-        temperature = standard_temperature(statics[0] * 1000.0)
+        terrain = self.network.inner.statics[0].cpu().numpy()
+        rise = (terrain - smooth) * 1000.0  # m
+        temperature = standard_temperature(terrain * 1000.0)
         if "t2m" in names:
             t2m = names.index("t2m")
             temperature = guess[:, t2m] = guess[:, t2m] - LAPSE_RATE * rise
         if "sp" in names:
             sp = names.index("sp")
-            guess[:, sp] = pressure_at_altitude(guess[:, sp], smooth * 1000.0, statics[0] * 1000.0, temperature)
-        channels = list(self.cold_start.config.guessed)
-        mean, std = (a.cpu().numpy()[channels] for a in (self.scale_inner.mean, self.scale_inner.std))
-        shape = (guess.shape[0], 1, *rise.shape)
-        hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
-        fixed = np.concatenate([np.broadcast_to(f, shape) for f in (*statics[:2], rise / 1000.0)], 1)
-        return torch.cat([torch.from_numpy(np.concatenate([(guess - mean) / std, fixed], 1).astype("f4")), hour], 1)
+            guess[:, sp] = pressure_at_altitude(guess[:, sp], smooth * 1000.0, terrain * 1000.0, temperature)
+        return guess, rise

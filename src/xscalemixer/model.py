@@ -16,10 +16,13 @@ from xscalemixer.errors import CheckpointError
 from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.physics.solar import SOLAR_CONSTANT
-from xscalemixer.state import GROUPS, State
+from xscalemixer.state import GROUPS, STATICS, State
 from xscalemixer.variables import Schema, Stats
 
 __all__ = ["Branch", "Input", "Model", "require_keys"]
+
+
+_PARTS = ("schema", "grid", "stats")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,14 @@ class Branch:
     schema : Schema
     grid : Grid
     stats : Stats
+    statics : tuple of str
+        Names of the constant fields of the network, see `state.statics_of`.
     """
 
     schema: Schema
     grid: Grid
     stats: Stats
+    statics: tuple[str, ...] = STATICS[:2]
 
     @property
     def sunlit_scale(self) -> float:
@@ -44,16 +50,17 @@ class Branch:
 
     def to_dict(self) -> dict:
         """Plain data."""
-        return {name: getattr(self, name).to_dict() for name in ("schema", "grid", "stats")}
+        return {**{name: getattr(self, name).to_dict() for name in _PARTS}, "statics": list(self.statics)}
 
     @classmethod
     def from_dict(cls, data: dict) -> Branch:
         """Inverse of `to_dict`; unknown keys are an error."""
-        if set(data) != {"schema", "grid", "stats"}:
+        if set(data) - {"statics"} != set(_PARTS):
             raise CheckpointError(
                 "this model description cannot be read", [f"a branch has keys {sorted(data)}; needed grid, schema, stats"]
             )
-        return cls(Schema.from_dict(data["schema"]), Grid.from_dict(data["grid"]), Stats.from_dict(data["stats"]))
+        parts = Schema.from_dict(data["schema"]), Grid.from_dict(data["grid"]), Stats.from_dict(data["stats"])
+        return cls(*parts, statics=tuple(data.get("statics", STATICS[:2])))  # models of two fields do not name them
 
 
 @dataclass(frozen=True, kw_only=True)

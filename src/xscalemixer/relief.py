@@ -15,7 +15,7 @@ from xscalemixer.conform.match import Inventory
 from xscalemixer.errors import GridError
 from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps, grid_of
 from xscalemixer.physics import terrain
-from xscalemixer.regridding import regrid
+from xscalemixer.regridding import Regridder, interpolation, regrid
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
 
@@ -38,6 +38,12 @@ class Relief:
     height: xr.DataArray
     land: xr.DataArray | None
     grid: Grid | CurvilinearGrid
+
+    @classmethod
+    def of(cls, height: np.ndarray, grid: Grid) -> Relief:
+        """Heights in m on latitudes and longitudes, shape (H, W)."""
+        axes = {"latitude": list(grid.latitude), "longitude": list(grid.longitude)}
+        return cls(xr.DataArray(height, axes, ("latitude", "longitude")), None, grid)
 
     @property
     def dims(self) -> tuple[Hashable, ...]:
@@ -65,9 +71,10 @@ class Relief:
         return terrain.horizon_angles(self.height.values, self.steps)
 
     @cached_property
-    def sky(self) -> xr.DataArray:
-        """Sky view per horizontal area, see `xscalemixer.physics.terrain.sky_view`."""
-        return self.height.copy(data=terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient)))
+    def sky(self) -> np.ndarray:
+        """Sky view per horizontal area, shape (H, W), float32; see `xscalemixer.physics.terrain.sky_view`."""
+        view = terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient))
+        return view.astype(np.float32)
 
 
 def read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> Relief | None:
@@ -92,12 +99,22 @@ def read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: 
         return None
     heights = _without_sea_floor(heights, report)
     try:
-        heights = heights if grid is None else regrid(heights, grid)
+        heights = heights if grid is None else _onto(heights, grid)
         own_grid = grid_of(heights)
     except GridError as error:
         report.error("relief", ": ".join([error.task, *error.problems]), kind=GridError)
         return None
     return _complete(heights.load(), own_grid, report)
+
+
+def _onto(heights: xr.Dataset, grid: Grid | CurvilinearGrid) -> xr.Dataset:
+    """Heights on another grid; finer ones without kinks, which would be ridges, and never beyond the given heights."""
+    regridder = Regridder(grid_of(heights), grid)
+    if regridder.method == "conservative" or interpolation(regridder.source, grid) == "bilinear":
+        return regrid(heights, regridder)
+    smooth = regrid(heights[["orog"]], grid, method="bicubic")
+    bounds = heights["orog"].min(), heights["orog"].max()
+    return regrid(heights, regridder).assign(orog=smooth["orog"].clip(*bounds, keep_attrs=True))
 
 
 def _complete(heights: xr.Dataset, grid: Grid | CurvilinearGrid, report: Report) -> Relief | None:

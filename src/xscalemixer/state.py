@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from xscalemixer.grids import Grid
+from xscalemixer.grids import Grid, cell_steps, grid_of
+from xscalemixer.physics import terrain
 from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
 from xscalemixer.variables import Schema
 
@@ -18,6 +19,7 @@ __all__ = [
     "GROUPS",
     "HOUR",
     "HOURS",
+    "STATICS",
     "State",
     "calendar_features",
     "channels_of",
@@ -30,6 +32,7 @@ __all__ = [
 HOUR = np.timedelta64(1, "h")
 HOURS = 6  # hours per step of the coupled model, and regional hours in its state
 GROUPS = {"outer": "global", "inner": "regional"}  # parts of a state, and where their data are in a tree
+STATICS = ("orog", "lsm", "slope", "slope_east", "slope_north", "roughness")  # the first two are always there
 
 
 @dataclass
@@ -86,9 +89,28 @@ def channels_of(ds: xr.Dataset, schema: Schema) -> xr.DataArray:
     return xr.concat(columns, "channel", coords="minimal", compat="override").transpose("time", "channel", ...)
 
 
-def statics_of(ds: xr.Dataset) -> np.ndarray:
-    """Orography in km and land fraction, shape (2, H, W), float32."""
-    return np.stack([np.asarray(ds["orog"]) / 1000.0, np.asarray(ds["lsm"])]).astype("f4")
+def statics_of(ds: xr.Dataset, names: tuple[str, ...] = STATICS[:2]) -> np.ndarray:
+    """Fields that do not change, all of about the size of 1.
+
+    Parameters
+    ----------
+    ds : canonical dataset with ``orog`` and ``lsm``
+    names : tuple of str
+        Some of `STATICS`. ``orog``: km. ``lsm``: land fraction. ``slope``: steepness of the ground, ``slope_east`` and
+        ``slope_north``: rise toward east and north, m per 10 m (the aspect, without a jump at north). ``roughness``: standard
+        deviation of the heights of 5 x 5 cells, 100 m.
+
+    Returns
+    -------
+    array, shape (len(names), H, W), float32
+    """
+    height = np.asarray(ds["orog"], dtype=float)
+    fields = {"orog": height / 1000.0, "lsm": np.asarray(ds["lsm"])}
+    if set(names) - set(fields):
+        east, north = terrain.gradient(height, cell_steps(grid_of(ds))) * 10.0
+        fields |= {"slope": np.hypot(east, north), "slope_east": east, "slope_north": north}
+        fields["roughness"] = terrain.roughness(height) / 100.0
+    return np.stack([fields[name] for name in names]).astype("f4")
 
 
 def calendar_features(time: np.ndarray | np.datetime64, parts: tuple[str, ...] = ("hour", "day")) -> Tensor:

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
 import numpy as np
 import xarray as xr
 
 from xscalemixer._version import __version__
+from xscalemixer.carrying import Carrier, surroundings
 from xscalemixer.conform import holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.match import Inventory
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError
-from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps, grid_of
+from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
 from xscalemixer.output import TIME_ATTRS
-from xscalemixer.physics import humidity, terrain, wind
-from xscalemixer.physics.lapse import local_lapse_rate
-from xscalemixer.physics.pressure import hypsometric_pressure
-from xscalemixer.physics.solar import hourly_insolation
-from xscalemixer.physics.sunlight import insolation_on_relief, short_wave_on_relief
 from xscalemixer.projections import EARTH_RADIUS
-from xscalemixer.regridding import Regridder, regrid
+from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief, read_relief
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, REGIONAL, Schema
@@ -77,11 +71,12 @@ def adjust_to_terrain(
 
     Notes
     -----
-    Everything is first interpolated bilinearly. ``t2m`` follows the local lapse rate of the data (`xscalemixer.physics.lapse`),
-    ``sp`` the hypsometric equation with virtual temperatures, ``q2m`` constant relative humidity over water, at most
-    saturated. The wind gets weights of slope and curvature and is then made to conserve mass (`xscalemixer.physics.wind`).
-    ``ssrd`` is its clearness index times the insolation of the fine grid, the direct part changed by slope, shadow and pressure,
-    the diffuse part by the sky view (`xscalemixer.physics.sunlight`). ``tcc`` stays as it is.
+    Everything is first interpolated, without kinks (bicubic) where both grids have latitudes and longitudes as axes, else
+    bilinearly. ``t2m`` follows the local lapse rate of the data (`xscalemixer.physics.lapse`), ``sp`` the hypsometric equation
+    with virtual temperatures, ``q2m`` constant relative humidity over water, at most saturated. The wind gets weights of slope
+    and curvature and is then made to conserve mass (`xscalemixer.physics.wind`). ``ssrd`` is its clearness index times the
+    insolation of the fine grid, the direct part changed by slope, shadow and pressure, the diffuse part by the sky view
+    (`xscalemixer.physics.sunlight`). ``tcc`` stays as it is.
     """
     require_dataset(ds)
     report = Report("terrain")
@@ -91,149 +86,56 @@ def adjust_to_terrain(
     if relief is not None and data is not None:
         _cover(data, relief, report)
     report.raise_errors(_TASK)
-    coarse = _Coarse(_around(data, relief), hours)
-    smooth = regrid(coarse.fields, relief.grid)
-    fine = _carry(smooth, relief, coarse)
+    around = _around(data, relief)
+    fine, source = _carry(around, relief, hours), grid_of(around)
+    how = f"{interpolation(source, relief.grid)} from {source} to {relief.grid}"
     attrs = {
         "Conventions": "CF-1.11",
         "title": "surface fields carried to relief",
         "source": f"xscalemixer {__version__}, terrain adjustment of: {ds.attrs.get('source', 'not stated')}",
-        "assumptions": json.dumps([*report.assumptions, f"interpolated: {smooth.attrs['regridding']}"]),
+        "assumptions": json.dumps([*report.assumptions, f"interpolated: {how}"]),
     }
-    return _describe(fine, relief, coarse.data).assign_attrs(attrs)
+    return _describe(fine, relief, around).assign_attrs(attrs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Coarse:
-    """The data, and what has to be known of them before interpolation."""
-
-    data: xr.Dataset
-    hours: int
-
-    @cached_property
-    def grid(self) -> Grid | CurvilinearGrid:
-        return grid_of(self.data)
-
-    @cached_property
-    def spacing(self) -> float:
-        """Typical distance of cells in m."""
-        return float(np.sqrt(self.grid.area.mean()))
-
-    @cached_property
-    def times(self) -> xr.DataArray:
-        """Valid times, in chunks where the data have them."""
-        times = self.data["valid_time"] if "valid_time" in self.data.coords else self.data["time"]
-        chunks = {dim: sizes for dim, sizes in self.data.chunksizes.items() if dim in times.dims}
-        bare = xr.DataArray(times.values, dims=times.dims, attrs=times.attrs)  # an index would not be chunked
-        return bare.chunk(chunks) if chunks else bare
-
-    @property
-    def fields(self) -> xr.Dataset:
-        """What is interpolated: winds, clouds and temperature themselves, the rest as it is most nearly linear."""
-        data = self.data
-        fields = {name: data[name] for name in ("orog", "t2m", "u10", "v10", "q2m", "tcc", "ssrd") if name in data}
-        if "t2m" in data:
-            fields["lapse_rate"] = _by_field(
-                local_lapse_rate, data["t2m"], height=data["orog"].values, steps=cell_steps(self.grid), dims=self._dims
-            )
-        if "sp" in data:
-            fields["log_pressure"] = np.log(data["sp"])
-        if "q2m" in data:
-            vapor = humidity.vapor_pressure(data["q2m"].clip(min=0), data["sp"])
-            fields["relative_humidity"] = (vapor / humidity.saturation_vapor_pressure(data["t2m"])).clip(max=1.0)
-        if "ssrd" in data:
-            fields["insolation"] = _insolation(self.times, self.grid, self._dims, self.hours)
-        return data.drop_vars(list(data.data_vars)).assign(fields)
-
-    @property
-    def _dims(self) -> tuple[Hashable, ...]:
-        return self.data["orog"].dims
+def _times(data: xr.Dataset) -> xr.DataArray:
+    """Valid times, in chunks where the data have them."""
+    times = data["valid_time"] if "valid_time" in data.coords else data["time"]
+    chunks = {dim: sizes for dim, sizes in data.chunksizes.items() if dim in times.dims}
+    bare = xr.DataArray(times.values, dims=times.dims)  # an index would not be chunked
+    return bare.chunk(chunks) if chunks else bare
 
 
-def _insolation(times: xr.DataArray, grid: Grid | CurvilinearGrid, dims: tuple[Hashable, ...], hours: int) -> xr.DataArray:
-    """Insolation of level ground, dims of ``times`` and then ``dims``."""
-    latitude, longitude = cell_centers(grid)
-    return xr.apply_ufunc(
-        lambda time: hourly_insolation(time.ravel(), latitude, longitude, hours).reshape(*time.shape, *grid.shape),
-        times,
-        output_core_dims=[dims],
-        dask="parallelized",
-        dask_gufunc_kwargs={"output_sizes": dict(zip(dims, grid.shape, strict=True))},
-        output_dtypes=[np.float32],
-    )
+def _carry(data: xr.Dataset, relief: Relief, hours: int) -> dict[str, xr.DataArray]:
+    """The seven variables on the relief, as far as there is something to make them of; lazy where the data are."""
+    carrier = Carrier(grid_of(data), data["orog"].values, relief)
+    coarse = data["orog"].dims
+    whole = data.chunk(dict.fromkeys(coarse, -1)) if data.chunks else data
+    sizes = dict(zip(relief.dims, relief.grid.shape, strict=True))
 
+    def carry(function, *inputs: xr.DataArray, core: tuple, outputs: int = 1):
+        bare = [array.drop_vars(set(array.coords) & {*coarse, "latitude", "longitude"}) for array in inputs]
+        return xr.apply_ufunc(
+            function, *bare, input_core_dims=core, output_core_dims=[relief.dims] * outputs, exclude_dims={*coarse},
+            dask="parallelized", output_dtypes=["f4"] * outputs, dask_gufunc_kwargs={"output_sizes": sizes},
+        )  # fmt: skip
 
-def _carry(smooth: xr.Dataset, relief: Relief, coarse: _Coarse) -> dict[str, xr.DataArray]:
-    """The seven variables on the relief, as far as there is something to make them of."""
-    rise = relief.height - smooth["orog"].load()
     fine = {}
-    if "t2m" in smooth:
-        fine["t2m"] = smooth["t2m"] - smooth["lapse_rate"] * rise
-    if "log_pressure" in smooth:
-        fine |= _carry_pressure(smooth, fine["t2m"], rise)
-    if "u10" in smooth:
-        fine["u10"], fine["v10"] = _carry_wind(smooth, relief, rise, coarse.spacing)
-    if "tcc" in smooth:
-        fine["tcc"] = smooth["tcc"].clip(0.0, 1.0)
-    if "ssrd" in smooth:
-        pressure_ratio = fine["sp"] / np.exp(smooth["log_pressure"])
-        fine["ssrd"] = _carry_light(smooth, relief, coarse, pressure_ratio)
+    if "t2m" in data:
+        names = [name for name in ("t2m", "sp", "q2m") if name in data]
+        single = len(names) == 1
+        air = (lambda t2m: carrier.air(t2m)[0]) if single else carrier.air
+        parts = carry(air, *(whole[name] for name in names), core=[coarse] * len(names), outputs=len(names))
+        fine |= dict(zip(names, [parts] if single else parts, strict=True))
+    if "u10" in data:
+        fine["u10"], fine["v10"] = carry(carrier.wind, whole["u10"], whole["v10"], core=[coarse] * 2, outputs=2)
+    if "tcc" in data:
+        fine["tcc"] = carry(carrier.cloud, whole["tcc"], core=[coarse])
+    if "ssrd" in data:
+        light = partial(carrier.light, hours=hours)
+        core = [coarse, coarse, relief.dims, ()]
+        fine["ssrd"] = carry(light, whole["ssrd"], whole["sp"], fine["sp"], _times(data), core=core)
     return fine
-
-
-def _carry_pressure(smooth: xr.Dataset, t2m: xr.DataArray, rise: xr.DataArray) -> dict[str, xr.DataArray]:
-    """Pressure, and humidity where the data have it."""
-    pressure, below = np.exp(smooth["log_pressure"]), smooth["t2m"]
-    dry = hypsometric_pressure(pressure, rise, below, t2m)
-    if "relative_humidity" not in smooth:
-        return {"sp": dry}
-    at = lambda p: humidity.specific_humidity_from_relative_humidity(smooth["relative_humidity"], t2m, p)
-    moist = hypsometric_pressure(pressure, rise, _virtual(below, smooth["q2m"]), _virtual(t2m, at(dry)))
-    return {"sp": moist, "q2m": at(moist)}
-
-
-def _carry_wind(smooth: xr.Dataset, relief: Relief, rise: xr.DataArray, length: float) -> tuple[xr.DataArray, xr.DataArray]:
-    balance = wind.MassBalance(wind.layer_depth(rise.values.astype(float)), relief.steps, length)
-    curvature = terrain.curvature(relief.height.values, relief.steps)
-
-    def blow(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        adjusted = balance(*wind.over_relief(u, v, relief.gradient, curvature), u, v)
-        return adjusted[0].astype("f4"), adjusted[1].astype("f4")
-
-    core = [relief.dims]
-    return xr.apply_ufunc(
-        blow, smooth["u10"], smooth["v10"], input_core_dims=core * 2, output_core_dims=core * 2,
-        dask="parallelized", output_dtypes=["f4", "f4"],
-    )  # fmt: skip
-
-
-def _carry_light(smooth: xr.Dataset, relief: Relief, coarse: _Coarse, pressure_ratio: xr.DataArray) -> xr.DataArray:
-    gradient, horizon, sky = relief.gradient, relief.horizon, relief.sky  # once, not in every chunk
-
-    def shine(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        level, lit = insolation_on_relief(time.ravel(), *relief.places, gradient, horizon, coarse.hours)
-        return level.reshape(*time.shape, *relief.grid.shape), lit.reshape(*time.shape, *relief.grid.shape)
-
-    level, lit = xr.apply_ufunc(
-        shine, coarse.times, output_core_dims=[relief.dims] * 2, dask="parallelized", output_dtypes=["f4", "f4"],
-        dask_gufunc_kwargs={"output_sizes": dict(zip(relief.dims, relief.grid.shape, strict=True))},
-    )  # fmt: skip
-    clearness = smooth["ssrd"] / smooth["insolation"].where(smooth["insolation"] > 0, np.inf)
-    return xr.apply_ufunc(
-        short_wave_on_relief, clearness, level, lit, sky, pressure_ratio, dask="parallelized", output_dtypes=["f4"]
-    )
-
-
-def _virtual(temperature: xr.DataArray, specific_humidity: xr.DataArray) -> xr.DataArray:
-    return temperature * (1.0 + (1.0 / humidity.EPSILON - 1.0) * specific_humidity)
-
-
-def _by_field(function, array: xr.DataArray, *, dims: tuple[Hashable, ...], **kwargs) -> xr.DataArray:
-    """Apply a function of (..., H, W) arrays, lazily where the array is lazy."""
-    whole = array.chunk(dict.fromkeys(dims, -1)) if array.chunks is not None else array
-    return xr.apply_ufunc(
-        function, whole, input_core_dims=[dims], output_core_dims=[dims], kwargs=kwargs, dask="parallelized", output_dtypes=["f4"]
-    )
 
 
 def _describe(fine: dict[str, xr.DataArray], relief: Relief, data: xr.Dataset) -> xr.Dataset:
@@ -344,25 +246,16 @@ def _cropping(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid) ->
 def _around(data: xr.Dataset, relief: Relief) -> xr.Dataset:
     """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
     grid = grid_of(data)
+    if isinstance(grid, Grid):
+        rows, columns, part = surroundings(grid, relief, _MARGIN)
+        moved = ("longitude", np.array(part.longitude), data["longitude"].attrs)
+        return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
     latitude, longitude = relief.places
     unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
     west, width = unwrapped.min(), np.ptp(unwrapped)
-    if isinstance(grid, Grid):
-        north_south, east_west = (_MARGIN * step for step in grid.spacing)
-        rows = _within(np.array(grid.latitude), latitude.min() - north_south, latitude.max() + north_south)
-        around = (np.array(grid.longitude) - west + east_west) % 360
-        columns = np.argsort(around)[: int((around <= width + 2 * east_west).sum())]
-        if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
-            return data
-        moved = ("longitude", around[columns] + west - east_west, data["longitude"].attrs)
-        return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
     margin = np.rad2deg(_MARGIN * np.sqrt(grid.area.max()) / EARTH_RADIUS)
     inside = (grid.latitude > latitude.min() - margin) & (grid.latitude < latitude.max() + margin)
     margin = margin / np.cos(np.deg2rad(grid.latitude))
     inside &= (grid.longitude - west + margin) % 360 < width + 2 * margin
     rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
     return data.isel(y=slice(rows[0], rows[-1] + 1), x=slice(columns[0], columns[-1] + 1))
-
-
-def _within(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return np.flatnonzero((values >= low) & (values <= high))

@@ -79,7 +79,7 @@ _ROWS = (
              valid_range=(-1e-4, 0.05), bounds=(0.0, None)),
     Variable(name="sp", standard_name="surface_air_pressure", units="Pa", long_name="surface pressure",
              aliases=("surface_pressure", "ps", "pressure_surface", "pres_surface", "psfc"),
-             valid_range=(45e3, 110e3)),
+             valid_range=(30e3, 110e3)),
     Variable(name="tcc", standard_name="cloud_area_fraction", units="1", long_name="total cloud cover",
              aliases=("total_cloud_cover", "clt", "tcdc", "total_cloud_cover_atmosphere"),
              valid_range=(-0.01, 1.01), bounds=(0.0, 1.0), interval_mean=None),

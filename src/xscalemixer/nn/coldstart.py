@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from xscalemixer.nn.blocks import require_shape
 from xscalemixer.nn.scalemixer import HOURS
 
-__all__ = ["ColdStart", "ColdStartConfig"]
+__all__ = ["GUESSES", "ColdStart", "ColdStartConfig"]
+
+GUESSES = ("standard", "terrain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class ColdStartConfig:
         Regional channels that the first ``len(guessed)`` inputs are a first guess of.
     sunlit_channel : int or None
         Channel that is insolation times a transmissivity.
+    guess : "standard" or "terrain"
+        Where the first guess comes from, see `forecaster.Forecaster.first_guess`.
     width, depth : int
         Features and residual blocks; dilations 1, 2, 4, ... repeat every third block.
     """
@@ -35,11 +39,14 @@ class ColdStartConfig:
     channels: int
     guessed: tuple[int, ...]
     sunlit_channel: int | None = None
+    guess: str = "standard"
     width: int = 48
     depth: int = 6
 
     def __post_init__(self):
         object.__setattr__(self, "guessed", tuple(self.guessed))
+        if self.guess not in GUESSES:
+            raise ValueError(f"guess={self.guess!r}; choose one of {GUESSES}")
 
     def to_dict(self) -> dict:
         """Plain data."""

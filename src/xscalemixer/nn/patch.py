@@ -186,7 +186,13 @@ class PredictionHead(nn.Module):
     def forward(self, tokens: Tensor, scale: Tensor, shift: Tensor, local: Tensor | None = None) -> Tensor:
         """(B, N, width), scale and shift (width,) or (B, 1, width), local (B, L, H, W) -> (B, C, H, W)."""
         x = self.deconvolution(self.narrow((1.0 + scale) * self.norm(tokens) + shift))
-        return x if self.refine is None else self.refine(torch.cat([x, require_shape("local fields", local, (None,) * 4)], 1))
+        if self.refine is None:
+            return x
+        first, *others = self.refine
+        x = _on_both(first, x, require_shape("local fields", local, (None,) * 4))
+        for layer in others:
+            x = layer(x)
+        return x
 
     @property
     def last(self) -> nn.Module:
@@ -199,6 +205,13 @@ def start_small(layer: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             parameter.mul_(0.1 if name == "weight" else 0.0)
+
+
+def _on_both(convolution: nn.Conv2d, x: Tensor, local: Tensor) -> Tensor:
+    """A convolution on the channels of both; in two parts, so that no gradient is computed for local fields that need none."""
+    ours, theirs = convolution.weight.split([x.shape[1], local.shape[1]], 1)
+    pad = lambda field: functional.pad(field, (1, 1, 1, 1), mode="replicate")
+    return functional.conv2d(pad(x), ours, convolution.bias) + functional.conv2d(pad(local), theirs)
 
 
 def _conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["SOLAR_CONSTANT", "cos_zenith", "hourly_insolation", "normal_insolation", "sun_direction"]
+__all__ = [
+    "SOLAR_CONSTANT",
+    "cos_zenith",
+    "hourly_insolation",
+    "local_basis",
+    "normal_insolation",
+    "sun_direction",
+    "sun_vector",
+]
 
 SOLAR_CONSTANT = 1361.0  # W m-2, Kopp and Lean (2011), doi:10.1029/2010GL045777
 
@@ -67,13 +75,25 @@ def sun_direction(time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray)
     array, shape (3, T, H, W), float64
         The last part is `cos_zenith`.
     """
-    declination, hour_at_greenwich, _ = (part[:, None, None] for part in _sun(time))
-    lat, hour = np.deg2rad(latitude), hour_at_greenwich + np.deg2rad(longitude)
-    toward_equator = np.cos(declination) * np.cos(hour)
-    east = -np.cos(declination) * np.sin(hour)
-    north = np.cos(lat) * np.sin(declination) - np.sin(lat) * toward_equator
-    up = np.sin(lat) * np.sin(declination) + np.cos(lat) * toward_equator
-    return np.stack([np.broadcast_to(east, up.shape), north, up])
+    return np.einsum("ti,kihw->kthw", sun_vector(time), local_basis(latitude, longitude))
+
+
+def sun_vector(time: np.ndarray) -> np.ndarray:
+    """Unit vector toward the sun from the center of the earth: parts toward 0 E and 90 E at the equator and toward the north
+    pole, shape (T,) -> (T, 3).
+    """
+    declination, hour_at_greenwich, _ = _sun(time)
+    flat = np.cos(declination)
+    return np.stack([flat * np.cos(hour_at_greenwich), -flat * np.sin(hour_at_greenwich), np.sin(declination)], axis=-1)
+
+
+def local_basis(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """East, north and up at places on the globe, in the frame of `sun_vector`, shape (3, 3, H, W), float64."""
+    lat, lon = np.broadcast_arrays(np.deg2rad(latitude), np.deg2rad(longitude))
+    east = [-np.sin(lon), np.cos(lon), np.zeros_like(lon)]
+    north = [-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)]
+    up = [np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)]
+    return np.stack([np.stack(part) for part in (east, north, up)])
 
 
 def normal_insolation(time: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from xscalemixer.physics.solar import normal_insolation, sun_direction
+from xscalemixer.physics.solar import local_basis, normal_insolation, sun_vector
 
-__all__ = ["diffuse_fraction", "insolation_on_relief", "is_sunlit", "short_wave_on_relief"]
+__all__ = ["Sunshine", "diffuse_fraction", "insolation_on_relief", "is_sunlit", "short_wave_on_relief"]
 
 
 def diffuse_fraction(clearness: np.ndarray) -> np.ndarray:
@@ -26,57 +26,87 @@ def is_sunlit(horizon: np.ndarray, sun: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    horizon : array, shape (N, H, W)
+    horizon : array, shape (N, ...)
         Radians, from `xscalemixer.physics.terrain.horizon_angles`.
-    sun : array, shape (3, T, H, W)
+    sun : array, shape (3, ...) or (3, T, ...)
         Direction to the sun: east, north, up.
 
     Returns
     -------
-    array of bool, shape (T, H, W)
+    array of bool, shape (...) or (T, ...)
     """
     east, north, up = sun
-    turn = np.arctan2(east, north) / (2 * np.pi) * len(horizon)
+    turn = np.arctan2(east, north) * np.float32(len(horizon) / (2 * np.pi))
     before = np.floor(turn).astype(int)
     share = turn - before
-    lower = np.take_along_axis(horizon, before % len(horizon), axis=0)
-    upper = np.take_along_axis(horizon, (before + 1) % len(horizon), axis=0)
+    cells = horizon.reshape(len(horizon), -1)
+    place = np.arange(cells.shape[1]).reshape(horizon.shape[1:])
+    lower, upper = cells[before % len(horizon), place], cells[(before + 1) % len(horizon), place]
     return (up > 0) & (up > np.sin(lower + share * (upper - lower)))
 
 
-def insolation_on_relief(
-    time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, gradient: np.ndarray, horizon: np.ndarray, hours: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """Solar flux without an atmosphere on level and on real ground, mean over the ``hours`` that end at each time.
+class Sunshine:
+    """Solar flux without an atmosphere on level and on real ground; what does not change with time is computed once.
 
     Parameters
     ----------
-    time : array of datetime64, shape (T,)
-        UTC.
     latitude, longitude : array, shape (H, W)
         Degrees north and east.
     gradient : array, shape (2, H, W)
         Slope toward east and north.
     horizon : array, shape (N, H, W)
         Radians, from `xscalemixer.physics.terrain.horizon_angles`.
-    hours : int
-        Length of the interval; 0 for the instant.
-
-    Returns
-    -------
-    level, relief : array, shape (T, H, W), float32
-        W m-2, both per horizontal area: without shadows their means over relief that ends as high as it begins are the same.
     """
-    minutes = np.arange(5, 60 * hours, 10) if hours else np.zeros(1, dtype=int)
-    level = relief = 0.0
-    for minute in minutes:  # ten-minute samples, as in `hourly_insolation`; a loop keeps memory at one field per time
-        moment = time - minute.astype("timedelta64[m]")
-        sun = sun_direction(moment, latitude, longitude).astype(np.float32)
-        flux = normal_insolation(moment).astype(np.float32)[:, None, None]
-        incidence = sun[2] - gradient[0] * sun[0] - gradient[1] * sun[1]
-        level = level + flux * np.maximum(sun[2], 0.0)
-        relief = relief + flux * np.where(is_sunlit(horizon, sun), np.maximum(incidence, 0.0), 0.0)
-    return (level / len(minutes)).astype(np.float32), (relief / len(minutes)).astype(np.float32)
+
+    def __init__(self, latitude: np.ndarray, longitude: np.ndarray, gradient: np.ndarray, horizon: np.ndarray):
+        basis = local_basis(latitude, longitude).astype(np.float32)  # (3, 3, H, W)
+        east, north, up = basis.reshape(3, 3, -1)
+        facing = up - gradient[0].ravel() * east - gradient[1].ravel() * north
+        self.shape, self.horizon = horizon.shape[1:], horizon.reshape(len(horizon), -1)
+        self._vertical = np.concatenate([up, facing], axis=1).astype(np.float32)  # (3, 2 H W)
+        self._east, self._north = east, north
+        self._always_lit = np.sin(self.horizon.max(axis=0))  # a higher sun stands above every ridge
+
+    def __call__(self, time: np.ndarray, hours: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Mean over the ``hours`` that end at each time; 0: at the instant.
+
+        Parameters
+        ----------
+        time : array of datetime64, shape (T,)
+            UTC.
+        hours : int
+
+        Returns
+        -------
+        level, relief : array, shape (T, H, W), float32
+            W m-2, both per horizontal area: without shadows their means over relief that ends as high as it begins are the same.
+        """
+        minutes = np.arange(5, 60 * hours, 10) if hours else np.zeros(1, dtype=int)
+        level, relief = np.zeros((2, len(time), self.horizon.shape[1]), dtype=np.float32)
+        for minute in minutes:  # ten-minute samples, as in `hourly_insolation`; a loop keeps memory at one field per time
+            moment = time - minute.astype("timedelta64[m]")
+            sun = sun_vector(moment).astype(np.float32)
+            flux = (normal_insolation(moment) / len(minutes)).astype(np.float32)
+            for i in range(len(time)):
+                up, facing = (sun[i] @ self._vertical).reshape(2, -1)
+                if up.max() <= 0:
+                    continue
+                np.maximum(up, 0.0, out=up)
+                level[i] += flux[i] * up
+                np.maximum(facing, 0.0, out=facing)
+                facing[up == 0.0] = 0.0
+                low = np.flatnonzero((up > 0.0) & (up <= self._always_lit))
+                direction = np.stack([sun[i] @ self._east[:, low], sun[i] @ self._north[:, low], up[low]])
+                facing[low] *= is_sunlit(self.horizon[:, low], direction)
+                relief[i] += flux[i] * facing
+        return level.reshape(-1, *self.shape), relief.reshape(-1, *self.shape)
+
+
+def insolation_on_relief(
+    time: np.ndarray, latitude: np.ndarray, longitude: np.ndarray, gradient: np.ndarray, horizon: np.ndarray, hours: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """`Sunshine` for one call: its arguments, and those of the call."""
+    return Sunshine(latitude, longitude, gradient, horizon)(time, hours)
 
 
 def short_wave_on_relief(

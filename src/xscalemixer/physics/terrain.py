@@ -6,9 +6,20 @@ Plain numpy. ``steps`` says where a cell's neighbors are, see `xscalemixer.grids
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import map_coordinates, uniform_filter
 
-__all__ = ["HORIZON_REACH", "aspect", "azimuths", "curvature", "gradient", "horizon_angles", "per_meter", "sky_view", "slope"]
+__all__ = [
+    "HORIZON_REACH",
+    "aspect",
+    "azimuths",
+    "curvature",
+    "gradient",
+    "horizon_angles",
+    "per_meter",
+    "roughness",
+    "sky_view",
+    "slope",
+]
 
 HORIZON_REACH = 100e3  # m; a ridge 3 km higher stands 1.3 degrees above the horizon at this distance
 _CURVED_EARTH = 2 * 6_371_229.0  # m, twice the radius: the ground falls by distance squared over this
@@ -71,6 +82,17 @@ def curvature(height: np.ndarray, steps: np.ndarray) -> np.ndarray:
         behind = padded[1 - di : rows - 1 - di, 1 - dj : columns - 1 - dj]
         total += (height - (ahead + behind) / 2) / (2 * np.hypot(*way))
     return total / 4
+
+
+def roughness(height: np.ndarray, reach: int = 2) -> np.ndarray:
+    """Standard deviation of the heights around every cell, ``reach`` cells to each side, m: (H, W) -> (H, W).
+
+    Beyond the edge of the grid the terrain goes on level.
+    """
+    height = np.asarray(height, dtype=float)
+    height = height - height.mean()  # squares of large numbers would cancel
+    mean, square = (uniform_filter(part, 2 * reach + 1, mode="nearest") for part in (height, height**2))
+    return np.sqrt(np.maximum(square - mean**2, 0.0))
 
 
 def azimuths(directions: int) -> np.ndarray:

@@ -48,15 +48,15 @@ def over_relief(u: np.ndarray, v: np.ndarray, gradient: np.ndarray, curvature: n
     doi:10.1175/1520-0450(1977)016<0571:AMMFDA>2.0.CO;2.
     """
     steepness = np.hypot(*gradient)
-    angle = np.arctan(steepness)
-    facing = -np.divide(gradient, steepness, out=np.zeros_like(gradient), where=steepness > 0)  # downhill
+    angle = np.arctan(steepness).astype(np.result_type(u, np.float32))
+    facing = -np.divide(gradient, steepness, out=np.zeros_like(gradient), where=steepness > 0).astype(angle.dtype)  # downhill
     speed = np.hypot(u, v)
     inverse = 1 / np.maximum(speed, 1e-6)
     from_east, from_north = -u * inverse, -v * inverse
     along = from_east * facing[0] + from_north * facing[1]  # cos(t - x)
     across = facing[0] * from_north - facing[1] * from_east  # sin(x - t)
-    sloping = angle / (2 * max(angle.max(), LEAST_RELIEF)) * along
-    curved = curvature / (2 * max(np.abs(curvature).max(), LEAST_RELIEF))
+    sloping = angle / (2 * max(float(angle.max()), LEAST_RELIEF)) * along
+    curved = (curvature / (2 * max(np.abs(curvature).max(), LEAST_RELIEF))).astype(angle.dtype)
     weight = 1 + SLOPE_WEIGHT * sloping + CURVATURE_WEIGHT * curved
     turn = -0.5 * sloping * 2 * across * along
     sin, cos = weight * np.sin(turn), weight * np.cos(turn)
@@ -78,7 +78,7 @@ class MassBalance:
     Parameters
     ----------
     depth : array, shape (H, W)
-        Depth of the layer in m, see `layer_depth`.
+        Depth of the layer in m, see `layer_depth`; single precision is enough, and then that of the result.
     steps : array, shape (2, 2, H, W)
         Displacement (east, north) in m to the next row and the next column; rows and columns at right angles.
     length : float
@@ -122,7 +122,7 @@ class MassBalance:
         -------
         u, v : array, shape (..., H, W)
         """
-        excess = self.divergence(self.depth * u, self.depth * v) - LAYER_DEPTH * self.divergence(free_u, free_v)
+        excess = self.divergence(*(self.depth * ours - LAYER_DEPTH * free for ours, free in ((u, free_u), (v, free_v))))
         excess = np.where(np.isfinite(excess), excess, 0.0)  # beside a gap nothing is known; the wind in it stays NaN
         slopes = np.stack(np.gradient(self._solve(-excess), axis=(-2, -1)))
         east, north = (self._ways[0, k] * slopes[0] + self._ways[1, k] * slopes[1] for k in (0, 1))
@@ -130,17 +130,17 @@ class MassBalance:
 
     @cached_property
     def _ways(self) -> np.ndarray:
-        return per_meter(self.steps)
+        return per_meter(self.steps).astype(self.depth.dtype)
 
     @cached_property
     def _area(self) -> np.ndarray:
         (a, b), (c, d) = self.steps
-        return np.maximum(np.abs(a * d - b * c), 1.0)
+        return np.maximum(np.abs(a * d - b * c), 1.0).astype(self.depth.dtype)
 
     @cached_property
     def _elimination(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row areas (H, 1), conductances between rows (H - 1, 1), and pivots (H, W) for every wavenumber."""
-        area = self._area.mean(axis=1, keepdims=True)
+        area = self._area.mean(axis=1, keepdims=True, dtype=float)
         (down, right) = (np.hypot(*way).mean(axis=1, keepdims=True) for way in self.steps)
         between = area / down**2
         between = (between[1:] + between[:-1]) / 2
@@ -152,7 +152,7 @@ class MassBalance:
         pivots = diagonal.copy()
         for row in range(1, len(pivots)):
             pivots[row] -= between[row - 1] ** 2 / pivots[row - 1]
-        return area, between, pivots
+        return tuple(part.astype(self.depth.dtype) for part in (area, between, pivots))
 
     def _solve(self, source: np.ndarray) -> np.ndarray:
         """Potential p of div(grad(p)) - p / length^2 = source, no flux through the edges; shape (..., H, W)."""

@@ -101,7 +101,8 @@ class Adaptation(Contract):
 
     def __init__(self, base: Forecaster, schemas: dict[str, Schema], statistics: str):
         self.base, self.schemas, self.statistics = base, schemas, statistics
-        self.cold_start = {name: getattr(base.cold_start.config, name) for name in ("width", "depth")}
+        self.statics = base.inner.statics
+        self.cold_start = {name: getattr(base.cold_start.config, name) for name in ("width", "depth", "guess")}
         self.words = f"the network of {base.name!r}"
 
     def network(self, outer, inner) -> ScaleMixerConfig:

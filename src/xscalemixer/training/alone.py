@@ -130,7 +130,7 @@ class HourlyData:
         }
         for finding in report.select("warning"):
             log.warning("%s", finding)
-        return cls(Branch(schema, source.grid, stats), series, statics, digests)
+        return cls(Branch(schema, source.grid, stats, tuple(statics)), series, statics, digests)
 
     def sequences(self, settings: Met2NetConfig, periods: Periods) -> Sequences:
         """Normalized training samples."""
@@ -212,7 +212,7 @@ def _source(ds, schema: Schema, skip: float, report: Report) -> Source | None:
         fix = 'Take the group that holds it: tree["regional"].to_dataset()'
         report.error("data", "a DataTree", "the Dataset of one region; no driver is used", fix, kind=SchemaError)
         return None
-    return read_source(ds, _TITLE, schema, (1,), skip, report, statics=False)
+    return read_source(ds, _TITLE, schema, (), (1,), skip, report)
 
 
 def _settings(config: Met2NetTrainConfig, schema: Schema, source: Source | None, report: Report) -> Met2NetConfig | None:

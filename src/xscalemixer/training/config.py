@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from xscalemixer.errors import InputError, TimeError
+from xscalemixer.nn.coldstart import GUESSES
 from xscalemixer.report import Report
+from xscalemixer.state import STATICS
 from xscalemixer.variables import REGIONAL
 
 __all__ = ["SIZES", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
@@ -22,7 +24,7 @@ Periods = tuple[tuple[str, str], ...]
 COUPLED = ("global", "regional", "rollout", "cold_start")
 ALONE = ("implicit", "joint", "autoencoder", "translator")
 KINDS = COUPLED + ALONE
-SIZES = ("tiny", "small", "base", "paper")
+SIZES = ("tiny", "small", "fine", "base", "paper")
 PRECISIONS = ("bf16", "fp32")
 
 
@@ -104,7 +106,14 @@ class TrainConfig:
         instead, which tells how well they are fitted and nothing about other weather.
     test : tuple of (start, end)
         Periods kept for a final verdict: nothing is read from them, and it is an error if they touch one of the others.
-    size : "tiny", "small", "base" or "paper"
+    size : "tiny", "small", "fine", "base" or "paper"
+    statics : tuple of str
+        Constant fields that the regional network sees, of `state.STATICS`: orography and land fraction first, then as wanted
+        the slope of the ground, its parts toward east and north, and the roughness of the terrain. The global network sees the
+        first two.
+    first_guess : "standard" or "terrain"
+        What cold starts begin with: the driver, interpolated, with the standard lapse rate; or carried to the relief by
+        `xscalemixer.carrying.Carrier`, as for a region much finer than its driver.
     network : dict
         Changes to the preset, e.g. ``{"coupling": "one_way", "inner": {"depth": 8}}``.
     stages : tuple of Stage
@@ -125,6 +134,8 @@ class TrainConfig:
     validation: Periods = ()
     test: Periods = ()
     size: str = "small"
+    statics: tuple[str, ...] = STATICS[:2]
+    first_guess: str = "standard"
     network: dict = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     calendar: tuple[str, ...] = ("hour", "day")
@@ -276,10 +287,13 @@ def are_periods(periods: Periods) -> bool:
 
 def check_settings(config: TrainConfig, report: Report) -> None:
     """Whatever is wrong whichever data there are."""
-    for name, choices in (("size", config.sizes), ("precision", PRECISIONS)):
+    for name, choices in (("size", config.sizes), ("precision", PRECISIONS), ("first_guess", GUESSES)):
         if (value := getattr(config, name)) not in choices:
             needed = ", ".join(f'"{choice}"' for choice in choices)
             report.error(name, repr(value), f"one of {needed}", f'{name}="{choices[0]}"', kind=InputError)
+    if config.statics[:2] != STATICS[:2] or set(config.statics) - set(STATICS) or len(set(config.statics)) < len(config.statics):
+        needed = f'"orog" and "lsm", then some of {", ".join(STATICS[2:])}'
+        report.error("statics", f"{config.statics}", needed, f"statics={STATICS}", kind=InputError)
     _check_periods(config, report)
     if unknown := [part for part in config.calendar if part not in ("hour", "day")]:
         report.error("calendar", f"unknown parts {unknown}", '"hour" and "day", or one of them', kind=InputError)

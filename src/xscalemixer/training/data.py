@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
 from xscalemixer.report import Report
 from xscalemixer.samples import GlobalPairs, LazyFields, Series, Windows, pair_starts, survey, window_starts
-from xscalemixer.state import GROUPS, HOUR, HOURS, statics_of
+from xscalemixer.state import GROUPS, HOUR, HOURS, STATICS, statics_of
 from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
 from xscalemixer.variables import REGIONAL, Schema, Stats
 
@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
 OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
+_KEPT = 2**28  # bytes of first guesses that are kept for the next samples
 SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
 
 
@@ -61,14 +62,17 @@ class Contract(Protocol):
     ----------
     schemas : dict of Schema
         By ``"outer"`` and ``"inner"``.
-    cold_start : dict of int
-        Width and depth of the cold-start network, where they are not the usual ones.
+    statics : tuple of str
+        Constant fields of the region.
+    cold_start : dict
+        Settings of the cold-start network, where they are not the usual ones.
     words, advice : str
         What the network is called, and what to change where it does not fit.
     """
 
     schemas: dict[str, Schema]
-    cold_start: dict[str, int]
+    statics: tuple[str, ...]
+    cold_start: dict[str, Any]
     words: str
     advice: str
 
@@ -90,7 +94,8 @@ class FromScratch(Contract):
 
     def __init__(self, config: TrainConfig):
         self.config, self.schemas = config, {"outer": OUTER, "inner": REGIONAL}
-        self.cold_start: dict[str, int] = {}
+        self.statics = config.statics
+        self.cold_start: dict[str, Any] = {"guess": config.first_guess}
         self.words = f"size={config.size!r}, network={config.network}"
 
     def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
@@ -150,8 +155,8 @@ class TrainingData:
     branches : dict of Branch
         Schema, grid and statistics, by ``"outer"`` and ``"inner"``.
     series : dict of Series
-    statics : dict of array, shape (2, H, W)
-        Orography (km) and land fraction.
+    statics : dict of array, shape (S, H, W)
+        See `state.statics_of`.
     digests : dict of str
         Hashes that tell other data, grids or statistics apart.
     """
@@ -199,7 +204,7 @@ class TrainingData:
         check_settings(config, report)
         if not 0 <= skip < 1:
             report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
-        sources = _sources(tree, contract.schemas, skip, report)
+        sources = _sources(tree, contract, skip, report)
         if len(sources) == 2:
             _check_together(config, contract, sources["outer"], sources["inner"], min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
@@ -213,8 +218,8 @@ class TrainingData:
             about = f"training periods of {config.name}"
             found, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
             stats = contract.stats(name, source.grid) or found
-            branches[name] = Branch(source.schema, source.grid, stats)
-            statics[name] = statics_of(source.ds)
+            branches[name] = Branch(source.schema, source.grid, stats, source.statics)
+            statics[name] = statics_of(source.ds, source.statics)
             digests[f"{name} grid"] = grid_digest(source.grid)
             digests[f"{name} statistics"] = digest_of(*stats.arrays(source.schema))
             digests[f"{name} data"] = f"{digest} {digest_of(statics[name])}"
@@ -246,7 +251,7 @@ class TrainingData:
         network.inner.statics.copy_(torch.from_numpy(self.statics["inner"]))
         channels = self.inner.schema.channels
         cold = ColdStartConfig(
-            inputs=len(self.guessed) + 5,
+            inputs=len(self.guessed) + len(self.inner.statics) + 3,
             channels=len(channels),
             guessed=self.guessed,
             sunlit_channel=channels.index("ssrd") if "ssrd" in channels else None,
@@ -285,7 +290,9 @@ class ColdStartSamples(Dataset):
 
     def __init__(self, data: TrainingData, model: Forecaster, periods: Periods):
         self.windows, self.outer = data.windows(model.calendar, periods, 1), data.series["outer"]
-        self._first_guess = lru_cache(512)(
+        fields = len(data.guessed) + len(data.inner.statics) + 3
+        per_guess = 4 * fields * data.inner.grid.shape[0] * data.inner.grid.shape[1]
+        self._first_guess = lru_cache(max(2, _KEPT // per_guess))(
             lambda i: model.first_guess(self.outer.values[i : i + 1], self.outer.time[i : i + 1])[0]
         )
 
@@ -320,6 +327,7 @@ class Source:
     schema: Schema
     ds: xr.Dataset
     grid: Grid
+    statics: tuple[str, ...]
 
     @property
     def is_lazy(self) -> bool:
@@ -343,20 +351,21 @@ def groups_of(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
     return {branch: tree[group].to_dataset() for branch, group in GROUPS.items() if group in tree.children}
 
 
-def _sources(tree: xr.DataTree, schemas: dict[str, Schema], skip: float, report: Report) -> dict[str, Source]:
+def _sources(tree: xr.DataTree, contract: Contract, skip: float, report: Report) -> dict[str, Source]:
     """The groups that can be used, by branch; problems go to the report."""
     hours = {"outer": (1, 2, 3, HOURS), "inner": (1,)}
+    statics = {"outer": STATICS[:2], "inner": tuple(name for name in contract.statics if name in STATICS)}
     found = {
-        branch: read_source(ds, f"/{GROUPS[branch]}", schemas[branch], hours[branch], skip, report)
+        branch: read_source(ds, f"/{GROUPS[branch]}", contract.schemas[branch], statics[branch], hours[branch], skip, report)
         for branch, ds in groups_of(tree, report).items()
     }
     return {branch: source for branch, source in found.items() if source is not None}
 
 
 def read_source(
-    ds: xr.Dataset, title: str, schema: Schema, hours: tuple[int, ...], skip: float, report: Report, *, statics: bool = True
+    ds: xr.Dataset, title: str, schema: Schema, statics: tuple[str, ...], hours: tuple[int, ...], skip: float, report: Report
 ) -> Source | None:
-    """One group, conformed, on latitudes and longitudes, at the right time step, and with statics where they are needed."""
+    """One group, conformed, with the constant fields that are named, on latitudes and longitudes, at the right time step."""
     ds, findings = conform(ds, schema, skip=skip, title=title)
     report.extend(findings, f"{title}: ")
     if missing := [name for name in ("orog", "lsm") if statics and name not in ds]:
@@ -372,7 +381,7 @@ def read_source(
         fix = 'First ds = xsm.regrid(ds, xsm.Grid.regular(north=..., west=..., step="0.1", shape=(...)))'
         report.error(title, f"{grid}", "latitudes and longitudes as axes", fix, kind=GridError)
         return None
-    return None if missing else Source(schema, ds, grid)
+    return None if missing else Source(schema, ds, grid, statics)
 
 
 def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Report) -> None:
@@ -408,6 +417,9 @@ def _check_together(
     if share := outer.grid.outside(inner.grid):
         found = f"{100 * share:.0f} % of the regional grid ({inner.grid}) lies outside the global one ({outer.grid})"
         report.error("/regional", found, "a region inside the driver", "Cut it: ds.sel(latitude=slice(...), ...)", kind=GridError)
+    elif contract.cold_start.get("guess") == "terrain" and (lacking := _lacking(outer.schema, inner.schema)):
+        found, needed = f"the driver or the region lacks {' and '.join(lacking)}", "surface fields that follow from one another"
+        report.error("first_guess", found, needed, 'first_guess="standard"', kind=InputError)
     elif config.size in SIZES:
         try:
             with torch.device("meta"):
@@ -417,6 +429,13 @@ def _check_together(
         else:
             _check_caches(config, network.config, report)
     _check_samples(config, outer.ds["time"].values, inner.ds["time"].values, min_samples, report)
+
+
+def _lacking(outer: Schema, inner: Schema) -> list[str]:
+    """Surface fields without which others cannot be carried to the relief."""
+    shared = [name for name in SURFACE_GUESS if name in outer.names and name in inner.names]
+    needs = {"u10": ("v10",), "v10": ("u10",), "sp": ("t2m",), "q2m": ("t2m", "sp")}
+    return sorted({need for name in shared for need in needs.get(name, ()) if need not in shared})
 
 
 def _check_samples(config: TrainConfig, outer: np.ndarray, inner: np.ndarray, min_samples: int, report: Report) -> None:
@@ -467,7 +486,7 @@ def network_config(settings: ScaleMixerConfig, outer: Branch | Source, inner: Br
     """A network on these grids, channels, statics and forcings; patches start where global patches do."""
     place = lambda branch, forcings: {
         "latitude": branch.grid.latitude, "longitude": branch.grid.longitude,
-        "periodic": branch.grid.periodic, "channels": len(branch.schema), "statics": 2, "forcings": forcings,
+        "periodic": branch.grid.periodic, "channels": len(branch.schema), "statics": len(branch.statics), "forcings": forcings,
     }  # fmt: skip
     outer_config = replace(settings.outer, **place(outer, 2))
     inner_config = replace(settings.inner, **place(inner, 2 * HOURS), offset=(0, 0))

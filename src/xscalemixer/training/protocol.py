@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -285,6 +285,9 @@ class Run:
     def _identity(self, number: int) -> dict[str, Any]:
         """What decides the weights after a stage: settings, this and earlier stages, statistics and data; plain data."""
         run = {key: value for key, value in self.config.to_dict().items() if key not in ("name", "test", "stages")}
+        for each in fields(TrainConfig):  # what was added later counts only where it is used: older folders stay valid
+            if each.name in ("statics", "first_guess") and run[each.name] == each.default:
+                del run[each.name]
         for i, stage in enumerate(self.config.stages[: number + 1]):
             run |= {f"stages[{i}].{key}": value for key, value in stage.identity.items()}
         return json.loads(json.dumps({**run, **self.data.digests, **self.origin}))

@@ -5,6 +5,7 @@ from xscalemixer.verification.climatology import climatology
 from xscalemixer.verification.distributions import quantiles, rank_histogram
 from xscalemixer.verification.events import brier, fss, reliability
 from xscalemixer.verification.score import rescore, score
+from xscalemixer.verification.seams import patch_seams
 from xscalemixer.verification.spectra import power_spectrum
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "climatology",
     "climatology_forecast",
     "fss",
+    "patch_seams",
     "persistence_forecast",
     "power_spectrum",
     "quantiles",
