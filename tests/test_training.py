@@ -220,7 +220,7 @@ def test_nan_in_the_data_is_named(tree):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": "huge"}, """size: 'huge'. Needed: one of "tiny", "small", "base", "paper". size="tiny\""""),
+        ({"size": "huge"}, """size: 'huge'. Needed: one of "tiny", "small", "fine", "base", "paper". size="tiny\""""),
         ({"precision": "fp16"}, """precision: 'fp16'. Needed: one of "bf16", "fp32\""""),
         ({"network": {"colour": 1}}, "network: size='tiny'.*colour"),
         ({"network": {"blocks": 3}}, "outer depth 4 is not a multiple of blocks=3"),
