@@ -450,7 +450,7 @@ def deepest_low(tree: xr.DataTree) -> tuple[np.datetime64, xr.DataArray]:
     pressure = regional["sp"].rename(lat="latitude", lon="longitude")
     anomaly = pressure.sel(time=init) - pressure.mean("time")
     over_sea = anomaly.where(regional["lsm"].rename(lat="latitude", lon="longitude") < 0.5)
-    time = over_sea["time"].values[int(over_sea.min(["latitude", "longitude"]).argmin())]
+    time = over_sea["time"].values[int(np.argmin(over_sea.min(["latitude", "longitude"]).values))]
     return time, anomaly.sel(time=time)
 
 
