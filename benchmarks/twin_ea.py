@@ -74,7 +74,8 @@ SYSTEMS = (
     ),
     System("L_r 2", "two regional layers in two blocks", {"inner": {"depth": 2}, "blocks": 2}, turn=2),
     System("L_r 8", "eight regional layers", {"inner": {"depth": 8}}, turn=2),
-    *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}, turn=2) for keys in (16, 64, 128, 256)),
+    *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}, turn=2) for keys in (16, 256)),
+    System("keys near the region", "learned keys within a global patch of the region", {"sampler": {"halo": 1}}, turn=2),
 )
 
 
@@ -190,10 +191,10 @@ def _folder(runs: Path, system: System, seed: int) -> Path:
 
 
 def starts(tree: xr.DataTree) -> np.ndarray:
-    """Six-hourly starts in the test blocks, twelve-hourly ones in the later run, with their history and 48 hours inside."""
+    """Starts every 6 hours in the test blocks and every 18 in the later run, with their history and 48 hours inside."""
     times = tree["global"]["time"].values
     inside = lambda t, periods: any(np.datetime64(a) + 6 * HOUR <= t <= np.datetime64(b) - HOURS * HOUR for a, b in periods)
-    later = lambda t: inside(t, LATER) and t <= times[-1] - HOURS * HOUR and int(t.astype("M8[h]").astype(int)) % 12 == 0
+    later = lambda t: inside(t, LATER) and t <= times[-1] - HOURS * HOUR and int(t.astype("M8[h]").astype(int)) % 18 == 0
     return np.array([t for t in times if inside(t, TEST) or later(t)])
 
 
