@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError
 from xscalemixer.forecaster import Forecaster
 
@@ -24,7 +25,9 @@ __all__ = ["DEFAULT", "card", "fetch", "load", "models", "save"]
 DEFAULT = "twin-ea-small"
 FILES = ("model.json", "weights.safetensors", "CARD.md")
 CHECKSUMS = "SHA256SUMS"  # the format of coreutils' sha256sum
-_loaded: dict[tuple[Path, str], Forecaster] = {}
+Model = Forecaster | Downscaler
+_KINDS: dict[str, type[Model]] = {"coupled": Forecaster, "corrdiff": Downscaler}  # "kind" of a model.json; without one the first
+_loaded: dict[tuple[Path, str], Model] = {}
 _lock = threading.Lock()
 
 
@@ -45,7 +48,7 @@ def card(name: str) -> str:
     return (_folder(name) / "CARD.md").read_text(encoding="utf-8")
 
 
-def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
+def load(name: str | os.PathLike = DEFAULT) -> Model:
     """Load a model by name or from its folder.
 
     Parameters
@@ -55,7 +58,7 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
 
     Returns
     -------
-    Forecaster
+    Forecaster, or Downscaler for a CorrDiff model
         On the CPU, in evaluation mode. Each call gives its own handle; the same files are read once per process.
 
     Raises
@@ -72,12 +75,12 @@ def load(name: str | os.PathLike = DEFAULT) -> Forecaster:
         return copy.deepcopy(_loaded[key])
 
 
-def save(model: Forecaster, path: str | os.PathLike, *, card: str = "", overwrite: bool = False, half: bool = False) -> None:
+def save(model: Model, path: str | os.PathLike, *, card: str = "", overwrite: bool = False, half: bool = False) -> None:
     """Write a model folder; complete or not at all.
 
     Parameters
     ----------
-    model : Forecaster
+    model : Forecaster or Downscaler
     path : path
         The folder; its last part becomes the name of the saved model.
     card : str
@@ -149,13 +152,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(folder: Path, digest: str) -> Forecaster:
+def _read(folder: Path, digest: str) -> Model:
     """Description and weights, which must match tensor by tensor."""
     try:
         description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"the model in {folder} was not loaded", [f"model.json is not JSON: {error}"]) from error
-    model = Forecaster.from_dict(description)
+    kind = description.get("kind", next(iter(_KINDS)))
+    if kind not in _KINDS:
+        known = ", ".join(_KINDS)
+        raise CheckpointError(f"the model in {folder} was not loaded", [f"it is of kind {kind!r}; this version reads {known}"])
+    model = _KINDS[kind].from_dict(description)
     model.sha256 = digest
     try:
         weights = safetensors.torch.load_file(folder / "weights.safetensors")
@@ -274,6 +281,6 @@ def _headline(folder: Path) -> str:
     return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")
 
 
-def _plain_card(model: Forecaster) -> str:
+def _plain_card(model: Model) -> str:
     about = "\n".join(f"- {key}: {value}" for key, value in model.about.items())
     return f"# {model.name}\n\nA model saved by a user; nobody has described it.\n\n{about}\n"

@@ -37,7 +37,10 @@ def model_of(model: str | PathLike | Forecaster | None) -> Forecaster:
         raise InputError(
             f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
         )
-    return load() if model is None else load(model)
+    found = load() if model is None else load(model)
+    if not isinstance(found, Forecaster):
+        raise InputError(f"{found.name!r} cannot forecast", ["it is a model that downscales; type ds.scalemixer.downscale(...)"])
+    return found
 
 
 def horizon(hours) -> int:
