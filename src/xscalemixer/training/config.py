@@ -7,18 +7,21 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from xscalemixer.errors import InputError, TimeError
+from xscalemixer.errors import InputError, SchemaError, TimeError
 from xscalemixer.report import Report
+from xscalemixer.variables import Schema
 
-__all__ = ["SIZES", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
+__all__ = ["SIZES", "CorrDiffConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
 
 Periods = tuple[tuple[str, str], ...]
 
-KINDS = ("global", "regional", "rollout", "cold_start")
+COUPLED = ("global", "regional", "rollout", "cold_start")
+CORRDIFF = ("regression", "diffusion")
+KINDS = COUPLED + CORRDIFF
 SIZES = ("tiny", "small", "base", "paper")
 PRECISIONS = ("bf16", "fp32")
 
@@ -29,7 +32,8 @@ class Stage:
 
     Attributes
     ----------
-    kind : "global", "regional", "rollout" or "cold_start"
+    kind : "global", "regional", "rollout" or "cold_start"; "regression" or "diffusion"
+        The first four are stages of a `TrainConfig`, the others of a `CorrDiffConfig`.
     updates, batch : int
         Optimizer updates, and samples per update on all devices together.
     peak, floor : float
@@ -72,7 +76,8 @@ class Stage:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}; choose 'global', 'regional', 'rollout' or 'cold_start'")
+            *others, last = map(repr, KINDS)
+            raise ValueError(f"kind={self.kind!r}; choose {', '.join(others)} or {last}")
 
     @property
     def label(self) -> str:
@@ -129,6 +134,9 @@ class TrainConfig:
     check_every: int = 200
     precision: str = "bf16"
 
+    sizes: ClassVar[tuple[str, ...]] = SIZES
+    kinds: ClassVar[tuple[str, ...]] = COUPLED
+
     def to_dict(self) -> dict:
         """Plain data."""
         return asdict(self)
@@ -147,6 +155,39 @@ class TrainConfig:
         settings = _known(cls, data, "settings", report)
         report.raise_errors("these training settings cannot be read")
         return cls(**{**settings, "stages": stages})
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrDiffConfig(TrainConfig):
+    """Everything that decides the training of a CorrDiff model but the data; what `TrainConfig` has means the same.
+
+    Attributes
+    ----------
+    size : "tiny", "small", "paper" or "china"
+    network : dict
+        Changes to the preset, e.g. ``{"diffusion": {"width": 48}, "context": True}``.
+    stages : tuple of Stage
+        Of kind "regression", then "diffusion", with the regression frozen.
+    inputs, outputs : tuple of str
+        Channels such as ``"t2m"`` or ``"t_850"``. Outputs that are no inputs are synthesized.
+    residual : bool
+        The regression adds its change to the interpolated input where a channel is both input and output (China variant), and
+        makes the whole field where it is not; False: it makes all fields itself, as in the paper.
+    patch : (int, int), optional
+        Train on patches of these rows and columns; default: on the whole domain.
+    patches : int
+        Patches per sample.
+    """
+
+    size: str = "small"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    residual: bool = True
+    patch: tuple[int, int] | None = None
+    patches: int = 4
+
+    sizes: ClassVar[tuple[str, ...]] = ("tiny", "small", "paper", "china")
+    kinds: ClassVar[tuple[str, ...]] = CORRDIFF
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
@@ -168,7 +209,8 @@ def _known(kind: type, data: Any, subject: str, report: Report) -> dict[str, Any
     if not isinstance(data, Mapping):
         report.error(subject, f"a {type(data).__name__}", "keys and values", kind=InputError)
         return {}
-    hints = typing.get_type_hints(kind)
+    named = {each.name for each in fields(kind)}
+    hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in named}
     for key in (key for key in data if key not in hints):
         near = difflib.get_close_matches(key, hints, 1)
         report.error(
@@ -210,7 +252,9 @@ def _plain(hint: Any) -> str:
         dict: "keys and values",
         tuple: "a list",
     }
-    return names.get(typing.get_origin(hint) or hint, "a whole number or null")
+    if isinstance(hint, types.UnionType):
+        return " or ".join("null" if each is type(None) else _plain(each) for each in typing.get_args(hint))
+    return names[typing.get_origin(hint) or hint]
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -226,7 +270,7 @@ def are_periods(periods: Periods) -> bool:
 
 def check_settings(config: TrainConfig, report: Report) -> None:
     """Whatever is wrong whichever data there are."""
-    for name, choices in (("size", SIZES), ("precision", PRECISIONS)):
+    for name, choices in (("size", config.sizes), ("precision", PRECISIONS)):
         if (value := getattr(config, name)) not in choices:
             needed = ", ".join(f'"{choice}"' for choice in choices)
             report.error(name, repr(value), f"one of {needed}", f'{name}="{choices[0]}"', kind=InputError)
@@ -241,6 +285,8 @@ def check_settings(config: TrainConfig, report: Report) -> None:
         report.error("stages", "none", "at least one", 'stages=(xsm.Stage(kind="global", updates=1000), ...)', kind=InputError)
     for number, stage in enumerate(config.stages):
         _check_stage(f"stages[{number}] ({stage.label})", stage, config, config.stages[:number], report)
+    if isinstance(config, CorrDiffConfig):
+        _check_corrdiff(config, report)
 
 
 def _check_periods(config: TrainConfig, report: Report) -> None:
@@ -260,6 +306,32 @@ def _check_periods(config: TrainConfig, report: Report) -> None:
                 report.error(other, shared, "no common times", fix, kind=TimeError)
 
 
+def _check_corrdiff(config: CorrDiffConfig, report: Report) -> None:
+    """Channels, patches and the order of stages."""
+    for name in ("inputs", "outputs"):
+        try:
+            if not Schema.of_channels(*getattr(config, name)).channels:
+                report.error(name, "none", "at least one channel", f'{name}=("t2m", "u10", "v10")', kind=InputError)
+        except SchemaError as error:
+            report.error(name, "; ".join(error.problems), fix=f'{name}=("t2m", "u10", "v10", "t_850")', kind=InputError)
+    if config.patch is not None and (len(config.patch) != 2 or min(config.patch) < 1 or config.patches < 1):
+        needed = "rows and columns, and 1 patch or more"
+        report.error("patch", f"{config.patch}, patches={config.patches}", needed, "patch=(128, 128), patches=4", kind=InputError)
+    for number, stage in enumerate(config.stages):
+        if stage.kind == "diffusion" and not any(s.kind == "regression" for s in config.stages[:number]):
+            found = "no regression before it, whose errors it learns"
+            fix = 'Put one before it: stages=(xsm.Stage(kind="regression", ...), xsm.Stage(kind="diffusion", ...))'
+            report.error(f"stages[{number}] (diffusion)", found, fix=fix, kind=InputError)
+        if stage.kind == "regression" and any(s.kind == "diffusion" for s in config.stages[:number]):
+            found = "it follows a diffusion, which was trained on the errors of the regression before"
+            report.error(f"stages[{number}] (regression)", found, fix="Move it to the front of stages=", kind=InputError)
+    idle = {"steps": 1, "season_shift": 0.0, "recompute": False, "cache": False, "detach": False}
+    for number, stage in enumerate(config.stages):
+        if used := [f"{name}={getattr(stage, name)}" for name, default in idle.items() if getattr(stage, name) != default]:
+            subject, found = f"stages[{number}] ({stage.label})", f"{', '.join(used)} without a meaning here"
+            report.error(subject, found, fix="Leave them out", kind=InputError)
+
+
 def _purpose(name: str) -> str:
     return "train" if name.endswith(".periods") else name
 
@@ -268,6 +340,9 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     for name in ("updates", "batch", "steps", "patience", "per_pass"):
         if (value := getattr(stage, name)) is not None and value < 1:
             report.error(subject, f"{name}={value}", "1 or more", f"Stage(kind={stage.kind!r}, {name}=1, ...)", kind=InputError)
+    if stage.kind not in config.kinds:
+        needed = " or ".join(f'"{kind}"' for kind in config.kinds)
+        report.error(subject, f"kind={stage.kind!r} in a {type(config).__name__}", needed, kind=InputError)
     if not 0 <= stage.floor <= stage.peak or stage.peak <= 0:
         report.error(subject, f"peak={stage.peak}, floor={stage.floor}", "0 < peak and 0 <= floor <= peak", kind=InputError)
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):

@@ -36,6 +36,7 @@ __all__ = [
     "Contract",
     "FromScratch",
     "TrainingData",
+    "digest_of",
     "grid_digest",
     "groups_of",
     "network_config",
@@ -201,8 +202,8 @@ class TrainingData:
             branches[name] = Branch(source.schema, source.grid, stats)
             statics[name] = statics_of(source.ds)
             digests[f"{name} grid"] = grid_digest(source.grid)
-            digests[f"{name} statistics"] = _digest(*stats.arrays(source.schema))
-            digests[f"{name} data"] = f"{digest} {_digest(statics[name])}"
+            digests[f"{name} statistics"] = digest_of(*stats.arrays(source.schema))
+            digests[f"{name} data"] = f"{digest} {digest_of(statics[name])}"
         for finding in report.select("warning"):
             log.warning("%s", finding)
         return cls(branches, series, statics, digests)
@@ -284,10 +285,11 @@ class ColdStartSamples(Dataset):
 
 def grid_digest(grid: Grid) -> str:
     """A short hash that tells grids apart."""
-    return _digest(np.array(grid.latitude), np.array(grid.longitude))
+    return digest_of(np.array(grid.latitude), np.array(grid.longitude))
 
 
-def _digest(*arrays: np.ndarray) -> str:
+def digest_of(*arrays: np.ndarray) -> str:
+    """A short hash of the values of arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).view("u1").data)

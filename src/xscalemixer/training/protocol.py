@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import safetensors.torch
 import torch
@@ -17,13 +17,15 @@ import xarray as xr
 from torch import nn
 
 from xscalemixer.errors import InputError
+from xscalemixer.downscaler import Downscaler
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.report import Report
 from xscalemixer.running import model_of
 from xscalemixer.samples import Windows
 from xscalemixer.training.batches import Samples
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
-from xscalemixer.training.config import Periods, Stage, TrainConfig
+from xscalemixer.training.config import CorrDiffConfig, Periods, Stage, TrainConfig
+from xscalemixer.training.corrdiff import PairData
 from xscalemixer.training.data import AroundGlobal, ColdStartSamples, Contract, FromScratch, TrainingData
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
@@ -33,6 +35,8 @@ from xscalemixer.training.towers import TowerCache, WithTower
 __all__ = ["Run", "Way", "objective_of", "run", "train"]
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", Forecaster, Downscaler)
 
 
 def train(
@@ -49,17 +53,18 @@ def train(
     workers: int = 2,
     save_updates: int = 200,
     save_minutes: float = 10.0,
-) -> Forecaster:
-    """Train a coupled model from scratch, in one process or in those that torchrun started.
+) -> Forecaster | Downscaler:
+    """Train a coupled model, or CorrDiff, from scratch, in one process or in those that torchrun started.
 
     Parameters
     ----------
-    config : TrainConfig
+    config : TrainConfig or CorrDiffConfig
     tree : DataTree
-        ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
+        For CorrDiff ``/input`` (coarse) and ``/target`` (fine, with ``orog`` and ``lsm``), see `xscalemixer.downscaling_pair`
+        for an input of forecasts. Otherwise ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
         Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
     outer : str, path or Forecaster, optional
-        A model whose global network is taken over, with its statistics, instead of a global stage.
+        A model whose global network is taken over, with its statistics, instead of a global stage; not for CorrDiff.
     folder : path, optional
         Finished stages and checkpoints are kept there; the same run started again goes on from them, another run is refused.
         All processes must see it.
@@ -81,7 +86,7 @@ def train(
 
     Returns
     -------
-    Forecaster
+    Forecaster, or Downscaler for a CorrDiffConfig
         On the CPU, the same in every process.
 
     Raises
@@ -91,6 +96,12 @@ def train(
         While training, if a loss or a gradient is not finite.
     """
     way = Way(folder, device, sharded, memory, skip, min_samples, workers, save_updates, save_minutes)
+    if isinstance(config, CorrDiffConfig):
+        if outer is not None:
+            raise InputError(f"{config.name!r} cannot be trained", ["outer= has no meaning for CorrDiff; leave it out"])
+        with run(config, tree, way) as protocol:
+            torch.manual_seed(config.seed)
+            return protocol.to_the_end(protocol.data.model(config))
     contract = None if outer is None else AroundGlobal(config, model_of(outer))
     origin = {} if contract is None else {"global network": contract.base.weights_sha256()}
     with run(config, tree, way, contract, origin=origin) as protocol:
@@ -142,9 +153,11 @@ def run(
     with ranks(way.device, sharded=way.sharded) as group, owned(kept if group.first else None):
         report = Report(f"training of {config.name!r}") if report is None else report
         _check_run(config, group, kept, report)
-        data = TrainingData.of(
-            config, tree, contract, memory=way.memory, skip=way.skip, min_samples=way.min_samples, report=report
-        )
+        how: dict[str, Any] = {"memory": way.memory, "skip": way.skip, "min_samples": way.min_samples, "report": report}
+        if isinstance(config, CorrDiffConfig):
+            data = PairData.of(config, tree, **how)
+        else:
+            data = TrainingData.of(config, tree, contract, **how)
         yield Run(config, data, group, kept, way, dict(origin or {}))
 
 
@@ -168,7 +181,7 @@ class Run:
     Attributes
     ----------
     config : TrainConfig
-    data : TrainingData
+    data : TrainingData or PairData
     group : Ranks
     folder : Path, optional
     way : Way
@@ -176,7 +189,7 @@ class Run:
     """
 
     config: TrainConfig
-    data: TrainingData
+    data: TrainingData | PairData
     group: Ranks
     folder: Path | None
     way: Way
@@ -188,7 +201,7 @@ class Run:
         finished = self._finished()
         return [number for number in range(len(self.config.stages)) if number not in finished]
 
-    def to_the_end(self, model: Forecaster) -> Forecaster:
+    def to_the_end(self, model: Model) -> Model:
         """Train a model stage after stage, in place; stages that the folder holds are loaded."""
         finished = self._finished()
         for number, stage in enumerate(self.config.stages):
@@ -209,7 +222,7 @@ class Run:
         model.eval()
         return model
 
-    def _run(self, number: int, model: Forecaster) -> list[dict]:
+    def _run(self, number: int, model: Model) -> list[dict]:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
@@ -257,7 +270,7 @@ class Run:
         way = self.way
         return Saving(checkpoints=checkpoints, losses=losses, updates=way.save_updates, minutes=way.save_minutes)
 
-    def _keep(self, number: int, model: Forecaster, history: list[dict]) -> None:
+    def _keep(self, number: int, model: Model, history: list[dict]) -> None:
         """Write the weights after a stage; they appear under their name only when they are complete."""
         if self.folder is None or not self.group.first:
             return
@@ -298,8 +311,12 @@ class Run:
         return finished
 
 
-def objective_of(stage: Stage, data: TrainingData, model: Forecaster) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+def objective_of(
+    stage: Stage, data: TrainingData | PairData, model: Model
+) -> tuple[nn.Module, Callable[[Periods], Samples]]:
     """What a stage trains, and the function that makes its samples from periods."""
+    if isinstance(data, PairData):
+        return data.objective(stage, model), lambda periods: data.samples(model, periods)
     if stage.kind == "cold_start":
         return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)
     if stage.kind == "global":
