@@ -11,13 +11,13 @@ from xscalemixer.conform import conform, require_dataset
 from xscalemixer.errors import GridError, InputError
 from xscalemixer.grids import CurvilinearGrid, Grid, cell_edges, grid_of
 from xscalemixer.layouts import is_forecast, to_forecast
-from xscalemixer.regridding import regrid
+from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
 from xscalemixer.samples import Fields, LazyFields
 from xscalemixer.state import HOUR, fields_of
 from xscalemixer.variables import Schema
 
-__all__ = ["Coarse", "around"]
+__all__ = ["Coarse", "Interpolated", "around"]
 
 _HELD = 2**30  # bytes of coarse fields that are read at once and kept
 
@@ -127,6 +127,18 @@ class Coarse:
         if lazy and self.nbytes > memory:
             return LazyFields(self.ds, self.schema)
         return fields_of(self.ds, self.schema)
+
+
+class Interpolated:
+    """Coarse fields on the fine grid, as they are asked for."""
+
+    def __init__(self, values: Fields, regridder: Regridder):
+        self._values, self._regridder = values, regridder
+        self.shape = (*values.shape[:2], *regridder.target.shape)
+
+    def __getitem__(self, times: slice | np.ndarray) -> np.ndarray:
+        """(n, C, H, W)."""
+        return self._regridder(self._values[times])
 
 
 def around(ds: xr.Dataset, fine: Grid) -> Grid | None:

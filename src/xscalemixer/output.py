@@ -19,7 +19,7 @@ from xscalemixer.variables import CATALOG, Schema, Variable
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray
 
-__all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "chunk_sizes", "forecast_dataset"]
+__all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "chunk_sizes", "ensemble_dataset", "forecast_dataset"]
 
 _TIME_ENCODING = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "standard", "dtype": "int64", "_FillValue": None}
 _EXACT = {"_FillValue": None}
@@ -31,6 +31,7 @@ TIME_ATTRS = {
     "lead_time": {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": "hours"},
     "valid_time": {"standard_name": "time", "long_name": "time the forecast is valid at"} | _CLOCK,
 }
+_LEVEL_ATTRS = {"standard_name": "air_pressure", "long_name": "pressure level", "units": "hPa", "positive": "down", "axis": "Z"}
 MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
 
@@ -93,6 +94,62 @@ def forecast_dataset(
     return xr.Dataset(data, coords, _global_attrs(reference_time, attrs))
 
 
+def ensemble_dataset(
+    fields: Mapping[str, np.ndarray | DaskArray],
+    *,
+    schema: Schema,
+    grid: Grid,
+    members: ArrayLike,
+    time: ArrayLike | None = None,
+    reference_time: ArrayLike | None = None,
+    lead_time: ArrayLike | None = None,
+    attrs: Mapping[str, object],
+    static: Mapping[str, ArrayLike] | None = None,
+) -> xr.Dataset:
+    """Put an ensemble, of analyses or of forecasts, into a CF-1.11 Dataset.
+
+    Parameters
+    ----------
+    fields : mapping of name to array
+        In canonical units, shape (T, M, [level], H, W) or (S, L, M, [level], H, W): times or starts and leads, members; may be lazy.
+    schema : Schema
+    grid : Grid
+        Latitudes north to south.
+    members : array of int, shape (M,)
+    time : array of datetime64, shape (T,)
+        Valid times of analyses.
+    reference_time, lead_time : array of datetime64, shape (S,), and of int, shape (L,)
+        Starts of forecasts, and hours since then.
+    attrs, static
+        As for `forecast_dataset`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(time, member, [level], latitude, longitude)`` or ``(reference_time, lead_time, member, ...)``, float32.
+    """
+    members, heights = np.asarray(members), sorted({v.height for v in schema.variables if v.height is not None})
+    if time is None:
+        starts = np.asarray(reference_time, "datetime64[ns]")
+        axes, coords = ("reference_time", "lead_time"), _coordinates(grid, starts, np.asarray(lead_time, "int64"), members.size)
+    else:
+        stamps = np.asarray(time, "datetime64[ns]")
+        axes, coords = ("time",), _coordinates(grid, stamps[:1], np.zeros(1, "int64"), members.size)
+        coords = {name: value for name, value in coords.items() if name in ("latitude", "longitude", "member")}
+        coords["time"] = xr.Variable("time", stamps, TIME_ATTRS["valid_time"] | {"axis": "T"}, _TIME_ENCODING)
+    coords["member"] = coords["member"].copy(data=members)
+    if schema.levels:
+        coords["level"] = xr.Variable("level", np.array(schema.levels), _LEVEL_ATTRS, _EXACT)
+    coords |= {_height_name(height): _height(height) for height in heights}
+    data = {}
+    for variable in schema.variables:
+        dims = (*axes, "member", *(("level",) if variable.levels else ()), "latitude", "longitude")
+        data[variable.name] = _field(dims, fields[variable.name], variable)
+    for name, values in (static or {}).items():
+        data[name] = _field(("latitude", "longitude"), np.asarray(values), CATALOG[name])
+    return xr.Dataset(data, coords, _global_attrs(coords[axes[0]].values[0], attrs))
+
+
 def _check(
     fields: np.ndarray | DaskArray, schema: Schema, grid: Grid, lead_time: np.ndarray, static: Mapping[str, ArrayLike]
 ) -> None:
@@ -119,9 +176,9 @@ def _field(dims: tuple[str, ...], values: np.ndarray | DaskArray, variable: Vari
     if variable.units == "K":
         attrs["units_metadata"] = "temperature: on_scale"
     timed = "lead_time" in dims
-    if timed and variable.interval_mean is not None:
+    if (timed or "time" in dims) and variable.interval_mean is not None:
         # "time" is the standard name of valid_time, which CF 7.3.4 admits where the interval is not a cell of an axis
-        hour = "mean (over the hour that ends at valid_time)"
+        hour = f"mean (over the hour that ends at {'valid_time' if timed else 'time'})"
         attrs["cell_methods"] = f"time: {hour if variable.interval_mean else 'point'}"
     encoding = {"dtype": "float32", "_FillValue": np.float32(np.nan), "zlib": True, "complevel": 1}
     encoding["chunksizes"] = chunk_sizes(dims, values.shape)

@@ -17,7 +17,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xscalemixer.coarse import Coarse, around
+from xscalemixer.coarse import Coarse, Interpolated, around
 from xscalemixer.conform import conform
 from xscalemixer.downscaler import FORCINGS, Downscaler
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
@@ -148,18 +148,6 @@ class Pairs:
             for start, end in periods
         ]
         return np.flatnonzero(np.logical_or.reduce(inside))
-
-
-class _Interpolated:
-    """Coarse fields on the fine grid, as they are asked for."""
-
-    def __init__(self, values: Fields, regridder: Regridder):
-        self._values, self._regridder = values, regridder
-        self.shape = (*values.shape[:2], *regridder.target.shape)
-
-    def __getitem__(self, times: slice | np.ndarray) -> np.ndarray:
-        """(n, C, H, W)."""
-        return self._regridder(self._values[times])
 
 
 def _groups(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
@@ -305,7 +293,7 @@ def _surveyed(config: CorrDiffConfig, pairs: Pairs, schemas: tuple[Schema, Schem
     """Both branches, extremes of the input, and hashes."""
     to_fine = Regridder(*pairs.grids, "bilinear")
     about = f"training periods of {config.name}"
-    inputs = Series(pairs.time, _Interpolated(pairs.inputs, to_fine))
+    inputs = Series(pairs.time, Interpolated(pairs.inputs, to_fine))
     found = survey(inputs, schemas[0], config.train, source=about)
     extremes = _extremes(Series(pairs.time, pairs.inputs), schemas[0], config.train)
     targets = Series(pairs.time, _At(pairs.targets, pairs.place))
