@@ -203,7 +203,8 @@ def downscaler_of(model: str | PathLike | Downscaler | None, forecast: bool = Fa
         raise InputError(f"{found.name!r} cannot downscale", ["it is a model that forecasts; choose a CorrDiff model"])
     kind = type(model).__name__
     raise InputError(
-        f"model={kind} cannot downscale", ["give a name from xsm.models(), a model folder, or what xsm.train made of a CorrDiffConfig"]
+        f"model={kind} cannot downscale",
+        ["give a name from xsm.models(), a model folder, or what xsm.train made of a CorrDiffConfig"],
     )
 
 
@@ -372,7 +373,9 @@ class _Job:
         return max(1, _KEPT // (4 * cells * (config.coarse + config.statics + config.outputs)))
 
     def _condition(self, item: int):
-        inputs = self.model.inputs(self.values[item : item + 1][0], self.coarse.time[item], int(self.coarse.lead[item]), self.stats)
+        inputs = self.model.inputs(
+            self.values[item : item + 1][0], self.coarse.time[item], int(self.coarse.lead[item]), self.stats
+        )
         return self.model.condition(inputs, self.settings.patch)
 
     def _sample(self, condition, item: int, members: np.ndarray) -> np.ndarray:
@@ -383,7 +386,9 @@ class _Job:
         fields = self.model.sample(condition, seeds, time, solver=s.solver, patch=s.patch).cpu().numpy()
         if not np.isfinite(fields).all():
             bad = [c for c, ok in zip(self.model.fine.schema.channels, np.isfinite(fields).all((0, 2, 3)), strict=True) if not ok]
-            raise InputError("downscaling stopped", [f"{', '.join(bad)} are not finite at {minute(time)}; look at the input there"])
+            raise InputError(
+                "downscaling stopped", [f"{', '.join(bad)} are not finite at {minute(time)}; look at the input there"]
+            )
         return fields
 
 

@@ -178,7 +178,9 @@ def _grid_of_input(coarse: Coarse, fine: Grid, report: Report) -> Grid | None:
         report.error("/input", f"{source}", "latitudes and longitudes as axes", fix, kind=GridError)
     elif share := source.outside(fine):
         found = f"{100 * share:.0f} % of the target's grid ({fine}) lies outside the input's ({source})"
-        report.error("/input", found, "an input that covers the target", "Cut the target: ds.sel(latitude=slice(...), ...)", kind=GridError)
+        report.error(
+            "/input", found, "an input that covers the target", "Cut the target: ds.sel(latitude=slice(...), ...)", kind=GridError
+        )
     else:
         return around(coarse.ds, fine)
     return None

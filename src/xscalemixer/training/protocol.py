@@ -311,9 +311,7 @@ class Run:
         return finished
 
 
-def objective_of(
-    stage: Stage, data: TrainingData | PairData, model: Model
-) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+def objective_of(stage: Stage, data: TrainingData | PairData, model: Model) -> tuple[nn.Module, Callable[[Periods], Samples]]:
     """What a stage trains, and the function that makes its samples from periods."""
     if isinstance(data, PairData):
         return data.objective(stage, model), lambda periods: data.samples(model, periods)
