@@ -36,8 +36,8 @@ def test_members_that_are_alike_are_refused(model):
 
 
 def test_scores_by_hand():
-    one = _Errors(np.array([[0.0]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
-    # mean |x - y| = 1.5, half the mean distance of a pair = 1.5; the regression is right
+    one = _Errors(np.array([[0.5]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
+    # the truth lies between the two members
     assert one["ranks"].tolist() == [[0.0, 1.0, 0.0]]
     two = _Errors(np.array([[1.0]]), np.array([[[0.0], [3.0]]])).scores(np.ones(1))
     assert two["crps"][0] == pytest.approx((1 + 2) / 2 - 3 / 2)

@@ -44,8 +44,9 @@ def calibrate(
 
     The residual of each channel is scaled by the one factor with which the spread of the members equals the error of their mean:
     with error :math:`e` of the regression, residuals :math:`r_i`, their mean :math:`\bar r` and variance :math:`V` (means over
-    samples and cells), it is the positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`. Of several
-    solvers the one with the lowest fair CRPS after that, as a mean over channels of its ratio to the first solver's, is kept.
+    samples and cells), it is the positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`. Of
+    several solvers the one with the lowest fair CRPS after that, as a mean over channels of its ratio to the first solver's, is
+    kept.
 
     Parameters
     ----------
@@ -94,14 +95,15 @@ def calibrate(
     before = found[0].scores(model.network.spread.flatten().cpu().numpy())
     factors = [_factors(each, model) for each in found]
     after = [each.scores(factor) for each, factor in zip(found, factors, strict=True)]
-    best = int(np.argmin([(each["crps"] / after[0]["crps"]).mean() for each in after]))
+    crps = [(each["crps"] / after[0]["crps"]).mean() for each in after]
+    best = int(np.argmin(crps))
     with torch.no_grad():
         model.network.spread.copy_(torch.from_numpy(factors[best])[:, None, None])
     model.solver, model.sha256 = tried[best], ""
     rounded = lambda values: [float(f"{value:.4g}") for value in np.atleast_1d(values)]
     model.about["calibration"] = {
         "members": members, "samples": len(chosen), "solver": model.solver.to_dict(),
-        "solvers": {f"{s.method} {s.steps}, churn {s.churn:g}": rounded(a["crps"].mean())[0] for s, a in zip(tried, after, strict=True)},
+        "solvers": {f"{s.method} {s.steps}, churn {s.churn:g}": value for s, value in zip(tried, rounded(crps), strict=True)},
         "channels": {
             channel: {"factor": rounded(factors[best][c])[0]}
             | {name: [rounded(before[name][c]), rounded(after[best][name][c])] for name in before}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ SOLVERS = {"heun": SolverConfig(), "fast": SolverConfig.fast()}
 
 def downscale(
     ds: xr.Dataset,
-    members: int | Iterable[int] = 16,
+    members: int | Iterable[int] | Literal["mean"] = 16,
     *,
     model: str | PathLike | Downscaler | None = None,
     to: str | PathLike | None = None,
@@ -69,8 +69,9 @@ def downscale(
     ----------
     ds : Dataset
         An analysis, or a forecast with one or more starts, in any layout, names and units.
-    members : int or sequence of int
-        Their number, or which: ``members=[7]`` makes again the eighth of 16 (they count from 0).
+    members : int, sequence of int, or "mean"
+        Their number, or which: ``members=[7]`` makes again the eighth of 16 (they count from 0). ``"mean"``: the regression
+        alone, without a dimension ``member``.
     model : str, path or Downscaler, optional
         Name from ``xsm.models()``, a saved folder, or a model in hand. Default: `DEFAULTS`.
     to : path, optional
@@ -130,11 +131,13 @@ def downscale(
     describe = _Description(job, _provenance(job, report, digest))
     with progress_bar(settings.members.size * coarse.time.size, "field", "downscale", progress) as bar:
         if to is not None:
-            return _stream(job, describe, digest, to, resume=resume, overwrite=overwrite, bar=bar)
-        arrays = describe.empty()
-        for place, channels in job.run(bar=bar):
-            describe.put(arrays, place, channels)
-        return describe(arrays)
+            made = _stream(job, describe, digest, to, resume=resume, overwrite=overwrite, bar=bar)
+        else:
+            arrays = describe.empty()
+            for place, channels in job.run(bar=bar):
+                describe.put(arrays, place, channels)
+            made = describe(arrays)
+    return made.isel(member=0, drop=True) if settings.mean else made
 
 
 def downscaling_pair(
@@ -245,6 +248,7 @@ class _Settings:
     """What decides the members beside model and input, checked."""
 
     members: np.ndarray
+    mean: bool
     seed: int
     solver: SolverConfig | None
     coherence: float | None
@@ -254,7 +258,8 @@ class _Settings:
     @classmethod
     def of(cls, members, seed, solver, coherence, together, patch) -> _Settings:
         problems: list[str] = []
-        numbers = _numbers(members, problems)
+        mean = isinstance(members, str) and members == "mean"
+        numbers = np.zeros(1, int) if mean else _numbers(members, problems)
         if not isinstance(seed, Integral) or isinstance(seed, bool):
             problems.append(f"seed={seed!r}; needed one whole number. Members differ by their numbers: members=[0, 1, 2]")
         if isinstance(solver, str):
@@ -271,7 +276,7 @@ class _Settings:
             problems.append(f"patch={patch!r}; needed rows and columns, both 16 or more")
         if problems:
             raise InputError("nothing was downscaled", problems)
-        return cls(numbers, int(seed), solver, coherence, int(together), None if patch is None else tuple(patch))
+        return cls(numbers, mean, int(seed), solver, coherence, int(together), None if patch is None else tuple(patch))
 
 
 def _numbers(members, problems: list[str]) -> np.ndarray:
@@ -282,7 +287,7 @@ def _numbers(members, problems: list[str]) -> np.ndarray:
         return np.arange(max(int(members), 0))
     numbers = np.atleast_1d(members)
     if numbers.dtype.kind not in "iu" or numbers.ndim != 1 or not numbers.size or numbers.min() < 0:
-        problems.append(f"members={members!r}; needed their number, or a list of whole numbers from 0 on")
+        problems.append(f"members={members!r}; needed their number, a list of whole numbers from 0 on, or 'mean'")
         return np.arange(0)
     unique, counts = np.unique(numbers, return_counts=True)
     if counts.max() > 1:
@@ -380,10 +385,14 @@ class _Job:
 
     def _sample(self, condition, item: int, members: np.ndarray) -> np.ndarray:
         s, coarse, time = self.settings, self.coarse, self.coarse.time[item]
+        if s.mean:
+            return self._finite(self.model.physical(condition.mean, time).cpu().numpy(), time)
         start = int(coarse.reference[item].astype("datetime64[m]").astype(int)) if coarse.forecast else 0
         hour = float(coarse.lead[item]) if coarse.forecast else float((time - np.datetime64(0, "ns")) / HOUR)
         seeds = [seeds_of(s.seed, int(member), start, hour, s.coherence) for member in members]
-        fields = self.model.sample(condition, seeds, time, solver=s.solver, patch=s.patch).cpu().numpy()
+        return self._finite(self.model.sample(condition, seeds, time, solver=s.solver, patch=s.patch).cpu().numpy(), time)
+
+    def _finite(self, fields: np.ndarray, time: np.datetime64) -> np.ndarray:
         if not np.isfinite(fields).all():
             bad = [c for c, ok in zip(self.model.fine.schema.channels, np.isfinite(fields).all((0, 2, 3)), strict=True) if not ok]
             raise InputError(
@@ -458,7 +467,7 @@ def _stream(job: _Job, describe: _Description, digest: str, to, *, resume: bool,
     """Write field by field and open the store lazily."""
     s, model = job.settings, job.model
     run = {
-        "weights": model.weights_sha256(), "input": digest, "members": s.members.tolist(), "seed": s.seed,
+        "weights": model.weights_sha256(), "input": digest, "members": "mean" if s.mean else s.members.tolist(), "seed": s.seed,
         "solver": (s.solver or model.solver).to_dict(), "coherence": str(s.coherence), "patch": model.tiling(s.patch).to_dict(),
         "source": None if job.stats is None else job.stats.to_dict(),
     }  # fmt: skip
@@ -494,7 +503,7 @@ def _provenance(job: _Job, report: Report, digest: str) -> dict:
     model, s = job.model, job.settings
     solver, kind = s.solver or model.solver, "forecast" if job.coarse.forecast else "analysis"
     return {
-        "title": f"{s.members.size} members downscaled from a coarse {kind} by {model.name}",
+        "title": f"{'mean' if s.mean else f'{s.members.size} members'} downscaled from a coarse {kind} by {model.name}",
         "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
         "model": model.name,
         "model_sha256": model.sha256,

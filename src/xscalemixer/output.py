@@ -111,7 +111,8 @@ def ensemble_dataset(
     Parameters
     ----------
     fields : mapping of name to array
-        In canonical units, shape (T, M, [level], H, W) or (S, L, M, [level], H, W): times or starts and leads, members; may be lazy.
+        In canonical units, shape (T, M, [level], H, W) or (S, L, M, [level], H, W): times, or starts and leads, and members. May
+        be lazy.
     schema : Schema
     grid : Grid
         Latitudes north to south.

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 from torch import nn
 
-from xscalemixer.errors import InputError
 from xscalemixer.downscaler import Downscaler
+from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.report import Report
 from xscalemixer.running import model_of
@@ -61,8 +61,9 @@ def train(
     config : TrainConfig or CorrDiffConfig
     tree : DataTree
         For CorrDiff ``/input`` (coarse) and ``/target`` (fine, with ``orog`` and ``lsm``), see `xscalemixer.downscaling_pair`
-        for an input of forecasts. Otherwise ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
-        Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands.
+        for an input of forecasts. Otherwise ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6
+        hours; ``/regional``: hourly surface fields; both with ``orog`` and ``lsm``. In any layout that `xscalemixer.conform`
+        understands.
     outer : str, path or Forecaster, optional
         A model whose global network is taken over, with its statistics, instead of a global stage; not for CorrDiff.
     folder : path, optional
