@@ -213,9 +213,9 @@ def at_lead_zero(ds: xr.Dataset) -> xr.Dataset:
     """An analysis as forecasts of no length, which can be scored."""
     if "lead_time" in ds.dims:
         return ds
-    lead = xr.DataArray([0], dims="lead_time", attrs={"units": "hours", "standard_name": "forecast_period"})
-    ds = ds.rename(time="reference_time").expand_dims(lead_time=lead)
+    ds = ds.rename(time="reference_time").expand_dims(lead_time=[0])
     ds["reference_time"].attrs = {"standard_name": "forecast_reference_time"}
+    ds["lead_time"].attrs = {"units": "hours", "standard_name": "forecast_period"}
     return ds
 
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from xscalemixer.conform import conform, require_dataset
 from xscalemixer.errors import GridError, InputError
-from xscalemixer.grids import CurvilinearGrid, Grid, cell_edges, grid_of
+from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
 from xscalemixer.layouts import is_forecast, to_forecast
 from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
@@ -147,9 +147,9 @@ def around(ds: xr.Dataset, fine: Grid) -> Grid | None:
     if not isinstance(source, Grid):
         return None
     lat, lon = np.array(source.latitude), np.array(source.longitude)
-    north, south = fine.latitude[0], fine.latitude[-1]
-    rows = np.flatnonzero((cell_edges(lat)[:-1] >= south) & (cell_edges(lat)[1:] <= north))
-    rows = np.arange(max(rows.min() - 1, 0), min(rows.max() + 2, lat.size))
+    first = np.searchsorted(-lat, -fine.latitude[0], side="right") - 1
+    last = np.searchsorted(-lat, -fine.latitude[-1])
+    rows = np.arange(max(first, 0), min(last + 1, lat.size))
     west, width, margin = fine.longitude[0], fine.longitude[-1] - fine.longitude[0], 1.5 * source.spacing[1]
     offset = (lon - west + margin) % 360.0
     columns = np.flatnonzero(offset <= width + 2 * margin)

@@ -233,8 +233,9 @@ class PairData:
         try:
             schemas = Schema.of_channels(*config.inputs), Schema.of_channels(*config.outputs)
         except SchemaError:  # in the report already
+            schemas = (Schema(()), Schema(()))
+        if not all(schema.channels for schema in schemas):
             report.raise_errors(task)
-            raise
         pairs = Pairs.of(tree, schemas, report, memory=memory, skip=skip)
         if pairs is not None:
             _check_samples(config, pairs, min_samples, report)
