@@ -238,7 +238,8 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset, task: Task) -> str
         lines = [[title, *names]]
         lines += [[name, *(f"{row[v][i]:.3g}" if v in row else "-" for v in OUTPUTS)] for name, row in rows.items()]
         parts.append(markdown(lines))
-    ratio = [f"{rows['CorrDiff'][v][1] / rows['regression'][v][0]:.2f}" for v in OUTPUTS]
+    pairs = [(rows["CorrDiff"][v][1], rows["regression"][v][0]) for v in OUTPUTS]
+    ratio = [f"{crps / mae:.2f}" if mae else "-" for crps, mae in pairs]  # at night there is no error of radiation
     paper = [str(PAPER.get(v, "-")) for v in OUTPUTS]
     parts.append(markdown([["CRPS / MAE of the regression", *OUTPUTS], ["here", *ratio], ["paper, Taiwan", *paper]]))
     if "lead_time" in systems["CorrDiff"].dims and systems["CorrDiff"].sizes["lead_time"] > 1:
@@ -258,7 +259,7 @@ def tails(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
             if v == "ssrd" and v not in ds:
                 cells.append(("-", None))
                 continue
-            found = quantiles(ds, truth, [TAIL], variables=[v])[v].mean("lead_time")
+            found = quantiles(ds, truth, [TAIL], variables=[v])[v].isel(quantile=0).mean("lead_time")
             cells.append((f"{float(found.sel(source='forecast')):.4g}", float(found.sel(source="truth"))))
         lines.append([name, *(text for text, _ in cells)])
         last = [known for _, known in cells]
@@ -292,8 +293,8 @@ def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path) -> 
         kept[name] = found
         whole = np.flatnonzero(found["complete"].values)
         short = whole[-max(1, whole.size // 3) :]
-        ratio = {v: float(found[v].isel(wavenumber=short).sum() / known[v].isel(wavenumber=short).sum()) for v in shown}
-        lines.append([name, *(f"{ratio[v]:.2f}" if v in ratio else "-" for v in OUTPUTS)])
+        sums = {v: [float(ds[v].isel(wavenumber=short).sum()) for ds in (found, known)] for v in shown}
+        lines.append([name, *(f"{sums[v][0] / sums[v][1]:.2f}" if v in sums and sums[v][1] else "-" for v in OUTPUTS)])
     xr.concat([ds.assign_coords(system=name) for name, ds in kept.items()], "system", join="override").to_netcdf(
         folder / "spectra.nc"
     )
