@@ -236,7 +236,10 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset, task: Task) -> str
     parts = []
     for title, i in (("MAE (of the ensemble mean)", 0), ("CRPS", 1), ("spread / error", 2)):
         lines = [[title, *names]]
-        lines += [[name, *(f"{row[v][i]:.3g}" if v in row else "-" for v in OUTPUTS)] for name, row in rows.items()]
+        lines += [
+            [name, *(f"{row[v][i]:.3g}" if v in row and np.isfinite(row[v][i]) else "-" for v in OUTPUTS)]
+            for name, row in rows.items()
+        ]
         parts.append(markdown(lines))
     pairs = [(rows["CorrDiff"][v][1], rows["regression"][v][0]) for v in OUTPUTS]
     ratio = [f"{crps / mae:.2f}" if mae else "-" for crps, mae in pairs]  # at night there is no error of radiation
