@@ -178,7 +178,7 @@ def _errors(
         sample, i = data[item], int(data.chosen[item])
         inputs = model.inputs(data.pairs.inputs[i : i + 1][0], data.pairs.time[i], int(data.pairs.lead[i]))
         condition = model.condition(inputs)
-        errors.append(at(sample["target"].to(model.device) - condition.mean[0]).T)
+        errors.append(at(sample["target"].to(model.device) - cast("torch.Tensor", condition.mean)[0]).T)
         one = []
         for member in range(members):
             seeds = [seeds_of(seed, member, i, 0.0)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from os import PathLike
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -174,7 +174,7 @@ def downscaling_pair(
     """
     fc, report = to_forecast(forecast), Report("pair")
     if leads is not None:
-        wanted = np.atleast_1d(leads)
+        wanted = np.array(list(leads))
         if missing := sorted(set(wanted.tolist()) - set(fc["lead_time"].values.tolist())):
             held = fc["lead_time"].values
             found = f"no lead times {missing} h in the forecast, which has {held.min()} to {held.max()} h"
@@ -411,7 +411,7 @@ class _Description:
         axes = {"time": coarse.time}
         if coarse.forecast:
             axes = {"reference_time": coarse.reference.reshape(shape)[:, 0], "lead_time": coarse.lead.reshape(shape)[0]}
-        self._known = {
+        self._known: dict[str, Any] = {
             "schema": self.schema, "grid": in_convention(self.grid, coarse.west_negative), "members": job.settings.members,
             "attrs": attrs, "static": model.static, **axes,
         }  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -273,7 +273,7 @@ class PairData:
         """Scale of the residual of each channel, and the size of patches that it suggests, on training samples."""
         samples = self.samples(model, periods)
         chosen = np.unique(np.linspace(0, len(samples) - 1, min(_MEASURED, len(samples))).round().astype(int))
-        square, residuals = 0.0, []
+        square, residuals = torch.zeros(len(self.fine.schema), dtype=torch.float64), list[Tensor]()
         for number in chosen.tolist():
             sample = samples[number]
             condition = Condition(sample["fields"][None], sample["scalars"][None])
@@ -283,7 +283,7 @@ class PairData:
         std = square.sqrt().float()[:, None, None]
         model.network.residual_scale.copy_(std / model.network.diffusion.sigma_data)
         physical = (std * model.scale_fine.std).flatten().tolist()
-        about = {"std": dict(zip(self.fine.schema.channels, (float(f"{x:.4g}") for x in physical), strict=True))}
+        about: dict[str, Any] = {"std": dict(zip(self.fine.schema.channels, (float(f"{x:.4g}") for x in physical), strict=True))}
         try:
             about["suggested_patch"] = suggest_patch(torch.cat(residuals), multiple=model.network.config.diffusion.multiple)
         except InputError as error:
