@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from xscalemixer.nn.corrdiff import Condition, CorrDiffConfig, ResidualDiffusion
+from xscalemixer.nn.corrdiff import Condition, CorrDiffNetworkConfig, ResidualDiffusion
 from xscalemixer.nn.sampling import SolverConfig
 from xscalemixer.nn.tiling import Tiling, TilingConfig
 
@@ -56,7 +56,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     shape, channels = tuple(options.shape), options.channels
-    config = getattr(CorrDiffConfig, options.size)()
+    config = getattr(CorrDiffNetworkConfig, options.size)()
     positions = replace(config.positions, shape=shape) if config.positions.kind != "none" else config.positions
     config = replace(config, coarse=channels, outputs=channels, statics=2, shared=(), positions=positions)
     network = ResidualDiffusion(config).eval()

@@ -13,7 +13,7 @@ from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.corrdiff import (
     Condition,
     CorrDiff,
-    CorrDiffConfig,
+    CorrDiffNetworkConfig,
     PositionConfig,
     Regression,
     ResidualDiffusion,
@@ -23,7 +23,7 @@ from xscalemixer.nn.sampling import SolverConfig, spread_factor
 from xscalemixer.nn.tiling import Crops, TilingConfig, random_crops
 from xscalemixer.nn.unet import UNetConfig
 
-TINY = CorrDiffConfig.tiny()
+TINY = CorrDiffNetworkConfig.tiny()
 FULL = replace(
     TINY,
     statics=2,
@@ -328,10 +328,10 @@ def test_no_samples_in_training_mode():
 @pytest.mark.parametrize(
     ("config", "millions"),
     [
-        (CorrDiffConfig.tiny(), 0.177),
-        (CorrDiffConfig.small(), 1.76),
-        (CorrDiffConfig.paper(), 80.0),
-        (CorrDiffConfig.china(), 470.6),
+        (CorrDiffNetworkConfig.tiny(), 0.177),
+        (CorrDiffNetworkConfig.small(), 1.76),
+        (CorrDiffNetworkConfig.paper(), 80.0),
+        (CorrDiffNetworkConfig.china(), 470.6),
     ],
 )
 def test_sizes(config, millions):
@@ -340,9 +340,9 @@ def test_sizes(config, millions):
     assert sum(p.numel() for p in net.diffusion.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
-@pytest.mark.parametrize("config", [FULL, CorrDiffConfig.china(), replace(TINY, sigma_data=(0.1, 0.2, 0.3))])
+@pytest.mark.parametrize("config", [FULL, CorrDiffNetworkConfig.china(), replace(TINY, sigma_data=(0.1, 0.2, 0.3))])
 def test_config_round_trip(config):
-    assert CorrDiffConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert CorrDiffNetworkConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_weights_round_trip():
@@ -354,7 +354,7 @@ def test_weights_round_trip():
 
 def test_bad_settings_are_all_named():
     with pytest.raises(InputError) as error:
-        CorrDiffConfig(coarse=0, outputs=2, statics=-1, shared=(0, 5, None), sigma_data=(0.5, -1.0, 1.0), noise=(0.0, 0.0))
+        CorrDiffNetworkConfig(coarse=0, outputs=2, statics=-1, shared=(0, 5, None), sigma_data=(0.5, -1.0, 1.0), noise=(0.0, 0.0))
     assert len(error.value.problems) == 7
     assert "shared has 3 entries for outputs=2; needed one per target channel" in str(error.value)
     assert "sigma_data has 3 values for outputs=2" in str(error.value)
@@ -368,9 +368,9 @@ def test_bad_positions_are_all_named():
 
 def test_unknown_keys_are_refused():
     with pytest.raises(InputError, match="unknown key 'colour'"):
-        CorrDiffConfig.from_dict({**TINY.to_dict(), "colour": 1})
+        CorrDiffNetworkConfig.from_dict({**TINY.to_dict(), "colour": 1})
     with pytest.raises(InputError, match="this UNetConfig cannot be read"):
-        CorrDiffConfig.from_dict({**TINY.to_dict(), "diffusion": {"depth": 1}})
+        CorrDiffNetworkConfig.from_dict({**TINY.to_dict(), "diffusion": {"depth": 1}})
 
 
 def test_networks_may_differ():

@@ -101,7 +101,7 @@ def test_saved_and_loaded(ds, model, reference, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "spectral"}, "kind 'spectral'; this version of xscalemixer has 'coupled', 'regional'"),
+        ({"kind": "spectral"}, "kind 'spectral'; this version of xscalemixer has 'coupled', 'regional', 'corrdiff'"),
         ({"kind": "coupled"}, "unknown key 'statics'.*missing key 'calendar'"),
         ({"format": 2}, "format 2"),
         ({"network": {}}, "network settings"),

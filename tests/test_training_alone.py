@@ -163,10 +163,10 @@ def test_everything_wrong_is_told_at_once(ds):
     config = settings(stages=stages, calendar=("hour",), size="small")
     told = [
         'size: \'small\'. Needed: one of "tiny", "weatherbench"',
+        "steps=2. Needed: a stage of a coupled model",
         "a stage of another network than Met2NetTrainConfig trains",
-        "stages of implicit and joint training",
         r"calendar: \('hour',\). Needed: nothing",
-        "steps=2. Needed: Met2Net has no steps",
+        "stages of implicit and joint training",
         "hourly fields: sp: no surface pressure",
     ]
     with pytest.raises(InputError, match="(?s:.)*".join(told)):

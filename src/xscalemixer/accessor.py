@@ -32,6 +32,10 @@ class DatasetAccessor:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._ds, **kwargs)
 
+    def downscale(self, members=16, **kwargs) -> xr.Dataset:
+        """See `xscalemixer.downscale`."""
+        return xscalemixer.downscale(self._ds, members, **kwargs)
+
     def score(self, truth, **kwargs) -> xr.Dataset | xr.DataTree:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from xscalemixer.carrying import Carrier, surroundings
 from xscalemixer.errors import CheckpointError
-from xscalemixer.model import Branch, Input, Model, require_keys
+from xscalemixer.model import Branch, ForecastModel, Input, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
@@ -26,7 +26,7 @@ __all__ = ["Branch", "Forecaster"]
 
 
 @dataclass
-class Forecaster(Model):
+class Forecaster(ForecastModel):
     """Coupled network, cold-start network and their data contract; rolls states forward.
 
     Attributes

@@ -14,7 +14,7 @@ import xarray as xr
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
-from xscalemixer.model import Model
+from xscalemixer.model import ForecastModel
 from xscalemixer.nn.scalemixer import Step
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
@@ -43,7 +43,7 @@ def forecast(
     ds: xr.Dataset | xr.DataTree,
     hours: int = 48,
     *,
-    model: str | PathLike | Model | None = None,
+    model: str | PathLike | ForecastModel | None = None,
     regional: xr.Dataset | None = None,
     init_time=None,
     rh_phase: str | None = None,
@@ -121,7 +121,7 @@ def forecast(
 def check(
     ds: xr.Dataset | xr.DataTree,
     *,
-    model: str | PathLike | Model | None = None,
+    model: str | PathLike | ForecastModel | None = None,
     regional: xr.Dataset | None = None,
     init_time=None,
     rh_phase: str | None = None,
@@ -204,7 +204,7 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
     }
 
 
-def _prepared(ds, model: Model, regional, init_time, rh_phase) -> tuple[Start, Report]:
+def _prepared(ds, model: ForecastModel, regional, init_time, rh_phase) -> tuple[Start, Report]:
     """As `prepare`, for those who cannot go on without a start.
 
     Raises
@@ -226,7 +226,9 @@ def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
     return torch.from_numpy(rows[:, None] & columns[None, :])
 
 
-def _stream(model: Model, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar) -> xr.Dataset:
+def _stream(
+    model: ForecastModel, start: State, hours: int, describe: Describe, to, *, resume: bool, overwrite: bool, bar
+) -> xr.Dataset:
     """Write the forecast block by block and open it lazily."""
     import dask.array
 

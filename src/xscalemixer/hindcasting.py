@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from xscalemixer.conform import valid_times
 from xscalemixer.errors import InputError, TimeError
-from xscalemixer.model import Model
+from xscalemixer.model import ForecastModel
 from xscalemixer.output import forecast_dataset
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
@@ -44,7 +44,7 @@ def hindcast(
     init_times,
     hours: int = 48,
     *,
-    model: str | PathLike | Model | None = None,
+    model: str | PathLike | ForecastModel | None = None,
     regional: xr.Dataset | None = None,
     rh_phase: str | None = None,
     to: str | PathLike | None = None,
@@ -120,7 +120,7 @@ def hindcast(
 class _Source:
     """Where starts come from; holds one group of prepared starts at a time."""
 
-    def __init__(self, driver, model: Model, regional, rh_phase, times: np.ndarray):
+    def __init__(self, driver, model: ForecastModel, regional, rh_phase, times: np.ndarray):
         report = Report(f"input for {model.name!r}")
         self._data = data_of(driver, regional, model, report)
         report.raise_errors("no hindcast was made")
@@ -203,7 +203,7 @@ class _Source:
         return problems or {times[0]: [(finding.error, str(finding)) for finding in whole.select("error")]}
 
 
-def _refuse(problems: dict, model: Model) -> None:
+def _refuse(problems: dict, model: ForecastModel) -> None:
     """Raise one error that lists all starts with problems, those with the same problem together."""
     alike: dict[str, list[np.datetime64]] = {}
     for time, ones in problems.items():
@@ -238,7 +238,9 @@ def _times(init_times) -> np.ndarray:
     return unique
 
 
-def _runs(model: Model, source: _Source, times: np.ndarray, hours: int, bar: tqdm) -> Iterator[tuple[np.datetime64, np.ndarray]]:
+def _runs(
+    model: ForecastModel, source: _Source, times: np.ndarray, hours: int, bar: tqdm
+) -> Iterator[tuple[np.datetime64, np.ndarray]]:
     """Start and fields (L, C, h, w) of each forecast as they get ready."""
     client = _client()
     shared = model if client is None else client.scatter(model, broadcast=True, hash=False)
@@ -256,7 +258,7 @@ def _runs(model: Model, source: _Source, times: np.ndarray, hours: int, bar: tqd
                 job.release()
 
 
-def _run(model: Model, start: State, hours: int, bar: tqdm | None = None) -> np.ndarray:
+def _run(model: ForecastModel, start: State, hours: int, bar: tqdm | None = None) -> np.ndarray:
     """One forecast, shape (L, C, h, w)."""
     silent = tqdm(disable=True) if bar is None else bar
     try:
@@ -278,7 +280,7 @@ def _client():
         return None
 
 
-def _nothing(model: Model, hours: int) -> Iterator[np.ndarray]:
+def _nothing(model: ForecastModel, hours: int) -> Iterator[np.ndarray]:
     """Lazy fields without values, in the chunks of a store, without end."""
     import dask.array
 

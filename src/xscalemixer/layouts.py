@@ -22,7 +22,7 @@ from xscalemixer.report import Report
 from xscalemixer.units import UnitsError, conversion
 from xscalemixer.variables import CATALOG
 
-__all__ = ["from_weatherbench2", "to_cfgrib", "to_climpred", "to_forecast", "to_weatherbench2"]
+__all__ = ["from_weatherbench2", "is_forecast", "to_cfgrib", "to_climpred", "to_forecast", "to_weatherbench2"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def to_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
     _check_units(ds)
     if set(ds.dims) >= _CLIMATOLOGY:
         out = _named(ds, _WEATHERBENCH2)
-    elif _is_forecast(ds):
+    elif is_forecast(ds):
         out = _export(ds, _WEATHERBENCH2)
     else:
         report = Report("this analysis")
@@ -247,7 +247,7 @@ def to_forecast(ds: xr.Dataset) -> xr.Dataset:
     return _describe(_put_axes_first(_rename(ds, names)))
 
 
-def _is_forecast(ds: xr.Dataset) -> bool:
+def is_forecast(ds: xr.Dataset) -> bool:
     """True with lead times other than the single zero that GRIB analyses carry."""
     lead = _find_axes(ds).get("lead_time")
     return lead is not None and (ds[lead].ndim > 0 or bool(ds[lead].values.astype("int64") != 0))

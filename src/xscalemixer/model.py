@@ -1,4 +1,4 @@
-"""What every trained model is to the verbs: inputs it starts from, a state it rolls forward, and a description of itself."""
+"""What every trained model is: networks with a description of themselves; those that forecast also roll a state forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.state import GROUPS, STATICS, State
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["Branch", "Input", "Model", "require_keys"]
+__all__ = ["Branch", "ForecastModel", "Input", "Model", "bound", "require_keys"]
 
 
 _PARTS = ("schema", "grid", "stats")
@@ -101,19 +101,15 @@ class Input:
 
 
 class Model(ABC):
-    """A trained model with its data contract; rolls states forward by ``hours`` at a time.
+    """A trained model with its data contract; can be saved and loaded.
 
     Attributes
     ----------
     kind : str
         In the description of a saved model.
     references : str
-        Of the method, for the attributes of forecasts.
-    hours : int
-        Length of a step; a state has at least the hours of the last one.
+        Of the method, for the attributes of what it makes.
     name : str
-    inner : Branch
-        What is forecast, and on which grid.
     about : dict
         Data, period, scores and licence; plain data for the card.
     sha256 : str
@@ -122,26 +118,11 @@ class Model(ABC):
 
     kind: ClassVar[str]
     references: ClassVar[str]
-    hours: int
     name: str
-    inner: Branch
     about: dict
     sha256: str
 
     # ----------------------------------------------------------------------------------------- what a kind has to tell
-
-    @property
-    @abstractmethod
-    def inputs(self) -> tuple[Input, ...]:
-        """What it starts from; the first one is what the verbs are called on."""
-
-    @abstractmethod
-    def begin(self, time: np.datetime64, fields: Mapping[str, Tensor]) -> State:
-        """The state at a time, from the fields (1, hours, C, H, W) of the inputs that are there, by part."""
-
-    @abstractmethod
-    def step(self, state: State) -> State:
-        """One step ahead; both states physical."""
 
     @property
     @abstractmethod
@@ -151,12 +132,12 @@ class Model(ABC):
     @property
     @abstractmethod
     def scales(self) -> tuple[Normalizer, ...]:
-        """Normalizers of the branches."""
+        """Normalizers that run beside the networks."""
 
     @property
     @abstractmethod
     def static(self) -> dict[str, np.ndarray]:
-        """Fields without time on the grid of the forecasts, shape (h, w) each, canonical units."""
+        """Fields without time on the grid of what it makes, shape (h, w) each, canonical units."""
 
     @abstractmethod
     def to_dict(self) -> dict:
@@ -202,6 +183,34 @@ class Model(ABC):
         self.modules.eval()
         return self
 
+
+class ForecastModel(Model):
+    """A model that rolls states forward by ``hours`` at a time.
+
+    Attributes
+    ----------
+    hours : int
+        Length of a step; a state has at least the hours of the last one.
+    inner : Branch
+        What is forecast, and on which grid.
+    """
+
+    hours: int
+    inner: Branch
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Input, ...]:
+        """What it starts from; the first one is what the verbs are called on."""
+
+    @abstractmethod
+    def begin(self, time: np.datetime64, fields: Mapping[str, Tensor]) -> State:
+        """The state at a time, from the fields (1, hours, C, H, W) of the inputs that are there, by part."""
+
+    @abstractmethod
+    def step(self, state: State) -> State:
+        """One step ahead; both states physical."""
+
     @torch.inference_mode()
     def rollout(self, state: State, steps: int) -> Iterator[State]:
         """Yield the state after each of some steps."""
@@ -210,20 +219,25 @@ class Model(ABC):
             yield state
 
     def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
-        """Physical limits of the regional variables; no sunshine while the sun is down.
+        """Regional fields (B, T, C, h, w) within physical limits, see `bound`."""
+        return bound(inner, self.inner.schema, insolation)
 
-        Parameters
-        ----------
-        inner : Tensor, shape (B, T, C, h, w), physical
-        insolation : Tensor, shape (B, T, h, w), W m-2
-        """
-        lower, upper = (torch.from_numpy(limit)[:, None, None].to(inner.device) for limit in self.inner.schema.limits())
-        inner = inner.clamp(lower, upper)
-        if "ssrd" not in self.inner.schema.names:
-            return inner
-        c = self.inner.schema.channels.index("ssrd")
-        sunlit = inner[:, :, c] * (insolation > 0)
-        return torch.cat([inner[:, :, :c], sunlit[:, :, None], inner[:, :, c + 1 :]], 2)
+
+def bound(fields: Tensor, schema: Schema, insolation: Tensor) -> Tensor:
+    """Physical limits of the variables; no sunshine while the sun is down.
+
+    Parameters
+    ----------
+    fields : Tensor, shape (..., C, h, w), physical
+    schema : Schema
+        Of the channels.
+    insolation : Tensor, shape (..., h, w), W m-2
+    """
+    lower, upper = (torch.from_numpy(limit)[:, None, None].to(fields.device) for limit in schema.limits())
+    fields = fields.clamp(lower, upper)
+    if "ssrd" in schema.names:
+        fields[..., schema.channels.index("ssrd"), :, :] *= insolation > 0
+    return fields
 
 
 def require_keys(data: Mapping, needed: Iterable[str]) -> None:

@@ -19,7 +19,7 @@ from xscalemixer.variables import CATALOG, Schema, Variable
 if TYPE_CHECKING:
     from dask.array import Array as DaskArray
 
-__all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "chunk_sizes", "forecast_dataset"]
+__all__ = ["MEMBER_ATTRS", "TIME_ATTRS", "chunk_sizes", "ensemble_dataset", "forecast_dataset"]
 
 _TIME_ENCODING = {"units": "seconds since 1970-01-01T00:00:00", "calendar": "standard", "dtype": "int64", "_FillValue": None}
 _EXACT = {"_FillValue": None}
@@ -31,7 +31,7 @@ TIME_ATTRS = {
     "lead_time": {"standard_name": "forecast_period", "long_name": "time since the start of the forecast", "units": "hours"},
     "valid_time": {"standard_name": "time", "long_name": "time the forecast is valid at"} | _CLOCK,
 }
-_LEVEL_ATTRS = {"standard_name": "air_pressure", "units": "hPa", "positive": "down", "axis": "Z"}
+_LEVEL_ATTRS = {"standard_name": "air_pressure", "long_name": "pressure level", "units": "hPa", "positive": "down", "axis": "Z"}
 MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
 
@@ -80,22 +80,85 @@ def forecast_dataset(
     lead_time = np.asarray(lead_time)
     static = {} if static is None else static
     _check(fields, schema, grid, lead_time, static)
-    members = fields.shape[1] if fields.ndim == 5 else None
-    dims = ("reference_time", "lead_time", *(("member",) if members else ()))
-    data, first = {}, 0
+    arrays, first = {}, 0
     for variable in schema.variables:
         channels = slice(first, first + len(variable.levels)) if variable.levels else first
-        own = (*dims, *(("level",) if variable.levels else ()), "latitude", "longitude")
-        data[variable.name] = _field(own, fields[None, ..., channels, :, :], variable)
+        arrays[variable.name] = fields[None, ..., channels, :, :]
         first += len(variable.channels)
-    data |= {name: _field(("latitude", "longitude"), np.asarray(values), CATALOG[name]) for name, values in static.items()}
-    heights = {variable.height for variable in schema.variables if variable.height is not None}
-    start = np.array([reference_time], "datetime64[ns]")
-    coords = _coordinates(grid, start, lead_time.astype("int64"), members)
+    times = _forecast_times(np.array([reference_time], "datetime64[ns]"), lead_time)
+    members = np.arange(fields.shape[1]) if fields.ndim == 5 else None
+    return _assembled(arrays, times, members, schema, grid, static, _global_attrs(reference_time, attrs, "forecast"))
+
+
+def ensemble_dataset(
+    fields: Mapping[str, np.ndarray | DaskArray],
+    *,
+    schema: Schema,
+    grid: Grid,
+    members: ArrayLike,
+    time: ArrayLike | None = None,
+    reference_time: ArrayLike | None = None,
+    lead_time: ArrayLike | None = None,
+    attrs: Mapping[str, object],
+    static: Mapping[str, ArrayLike],
+) -> xr.Dataset:
+    """Put downscaled members, of analyses or of forecasts, into a CF-1.11 Dataset.
+
+    Parameters
+    ----------
+    fields : mapping of name to array
+        In canonical units, shape (T, M, [level], H, W) or (S, L, M, [level], H, W): times, or starts and leads, and members. May
+        be lazy. The levels are those of the schema, ascending.
+    schema : Schema
+    grid : Grid
+        Latitudes north to south.
+    members : array of int, shape (M,)
+    time : array of datetime64, shape (T,)
+        Valid times of analyses.
+    reference_time, lead_time : array of datetime64, shape (S,), and of int, shape (L,)
+        Starts of forecasts, and hours since then.
+    attrs, static
+        As for `forecast_dataset`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dims ``(time, member, [level], latitude, longitude)`` or ``(reference_time, lead_time, member, ...)``, float32.
+    """
+    if time is None:
+        times = _forecast_times(np.asarray(reference_time, "datetime64[ns]"), np.asarray(lead_time))
+    else:
+        stamps, axis = np.asarray(time, "datetime64[ns]"), TIME_ATTRS["valid_time"] | {"axis": "T"}
+        times = {"time": xr.Variable("time", stamps, axis, _TIME_ENCODING)}
+    start = next(iter(times.values())).values[0]
+    return _assembled(fields, times, np.asarray(members), schema, grid, static, _global_attrs(start, attrs, "downscale"))
+
+
+def _assembled(
+    arrays: Mapping[str, np.ndarray | DaskArray],
+    times: dict[str, xr.Variable],
+    members: np.ndarray | None,
+    schema: Schema,
+    grid: Grid,
+    static: Mapping[str, ArrayLike],
+    attrs: dict,
+) -> xr.Dataset:
+    """Variables along times, members and levels, where they have them, on a grid."""
+    coords = times | _place(grid)
+    dims = [name for name, axis in times.items() if axis.dims == (name,)]
+    if members is not None:
+        coords["member"] = xr.Variable("member", members, MEMBER_ATTRS, _EXACT)
+        dims.append("member")
     if schema.levels:
         coords["level"] = xr.Variable("level", np.array(schema.levels, "f8"), _LEVEL_ATTRS, _EXACT)
+    heights = {variable.height for variable in schema.variables if variable.height is not None}
     coords |= {_height_name(height): _height(height) for height in sorted(heights)}
-    return xr.Dataset(data, coords, _global_attrs(reference_time, attrs))
+    data = {}
+    for variable in schema.variables:
+        own = (*dims, *(("level",) if variable.levels else ()), "latitude", "longitude")
+        data[variable.name] = _field(own, arrays[variable.name], variable)
+    data |= {name: _field(("latitude", "longitude"), np.asarray(values), CATALOG[name]) for name, values in static.items()}
+    return xr.Dataset(data, coords, attrs)
 
 
 def _check(
@@ -125,9 +188,9 @@ def _field(dims: tuple[str, ...], values: np.ndarray | DaskArray, variable: Vari
     if variable.units == "K":
         attrs["units_metadata"] = "temperature: on_scale"
     timed = "lead_time" in dims
-    if timed and variable.interval_mean is not None:
+    if (timed or "time" in dims) and variable.interval_mean is not None:
         # "time" is the standard name of valid_time, which CF 7.3.4 admits where the interval is not a cell of an axis
-        hour = "mean (over the hour that ends at valid_time)"
+        hour = f"mean (over the hour that ends at {'valid_time' if timed else 'time'})"
         attrs["cell_methods"] = f"time: {hour if variable.interval_mean else 'point'}"
     encoding = {"dtype": "float32", "_FillValue": np.float32(np.nan), "zlib": True, "complevel": 1}
     encoding["chunksizes"] = chunk_sizes(dims, values.shape)
@@ -144,20 +207,23 @@ def chunk_sizes(dims: tuple[Hashable, ...], shape: tuple[int, ...]) -> tuple[int
     return tuple(size if dim in ("latitude", "longitude") else 1 for dim, size in zip(dims, shape, strict=True))
 
 
-def _coordinates(grid: Grid, start: np.ndarray, lead_time: np.ndarray, members: int | None) -> dict[str, xr.Variable]:
+def _forecast_times(start: np.ndarray, lead_time: np.ndarray) -> dict[str, xr.Variable]:
+    lead_time = lead_time.astype("int64")
     valid = start[:, None] + lead_time.astype("timedelta64[h]").astype("timedelta64[ns]")
-    latitude = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
-    longitude = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
-    coords = {
+    return {
         "reference_time": xr.Variable("reference_time", start, TIME_ATTRS["reference_time"], _TIME_ENCODING),
         "lead_time": xr.Variable("lead_time", lead_time, TIME_ATTRS["lead_time"], _EXACT),
         "valid_time": xr.Variable(("reference_time", "lead_time"), valid, TIME_ATTRS["valid_time"], _TIME_ENCODING),
+    }
+
+
+def _place(grid: Grid) -> dict[str, xr.Variable]:
+    latitude = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"}
+    longitude = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"}
+    return {
         "latitude": xr.Variable("latitude", np.array(grid.latitude), latitude, _EXACT),
         "longitude": xr.Variable("longitude", np.array(grid.longitude), longitude, _EXACT),
     }
-    if members:
-        coords["member"] = xr.Variable("member", np.arange(members), MEMBER_ATTRS, _EXACT)
-    return coords
 
 
 def _height_name(height: float) -> str:
@@ -169,13 +235,13 @@ def _height(height: float) -> xr.Variable:
     return xr.Variable((), np.float64(height), attrs, _EXACT)
 
 
-def _global_attrs(reference_time: np.datetime64 | str, attrs: Mapping[str, object]) -> dict[str, str | int | float]:
+def _global_attrs(reference_time: np.datetime64 | str, attrs: Mapping[str, object], verb: str) -> dict[str, str | int | float]:
     start = np.datetime_as_string(np.datetime64(reference_time), unit="m")
     general = {
         "Conventions": "CF-1.11",
         "title": f"xscalemixer forecast started {start}Z",
         "source": f"xscalemixer {__version__}",
-        "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} xscalemixer {__version__}: forecast",
+        "history": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} xscalemixer {__version__}: {verb}",
         "institution": "not stated",
         "references": "ScaleMixer, arXiv:2603.28173",
         "complete": "true",

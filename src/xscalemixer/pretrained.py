@@ -16,6 +16,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.model import Model
@@ -26,7 +27,7 @@ __all__ = ["DEFAULT", "card", "fetch", "load", "models", "save"]
 DEFAULT = "twin-ea-small"
 FILES = ("model.json", "weights.safetensors", "CARD.md")
 CHECKSUMS = "SHA256SUMS"  # the format of coreutils' sha256sum
-KINDS: dict[str, type[Model]] = {each.kind: each for each in (Forecaster, RegionalForecaster)}
+KINDS: dict[str, type[Model]] = {each.kind: each for each in (Forecaster, RegionalForecaster, Downscaler)}
 _loaded: dict[tuple[Path, str], Model] = {}
 _lock = threading.Lock()
 
@@ -58,7 +59,7 @@ def load(name: str | os.PathLike = DEFAULT) -> Model:
 
     Returns
     -------
-    Forecaster or RegionalForecaster
+    Forecaster, RegionalForecaster or Downscaler
         On the CPU, in evaluation mode. Each call gives its own handle; the same files are read once per process.
 
     Raises
@@ -80,7 +81,7 @@ def save(model: Model, path: str | os.PathLike, *, card: str = "", overwrite: bo
 
     Parameters
     ----------
-    model : Forecaster or RegionalForecaster
+    model : Model
     path : path
         The folder; its last part becomes the name of the saved model.
     card : str

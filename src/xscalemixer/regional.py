@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xscalemixer.errors import CheckpointError
-from xscalemixer.model import Branch, Input, Model, require_keys
+from xscalemixer.model import Branch, ForecastModel, Input, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig
 from xscalemixer.state import HOUR, State, inner_insolation
@@ -40,7 +40,7 @@ class Statics(nn.Module):
 
 
 @dataclass
-class RegionalForecaster(Model):
+class RegionalForecaster(ForecastModel):
     """`Met2Net` on the hourly fields of a region (or of the whole globe), without a driver.
 
     Attributes

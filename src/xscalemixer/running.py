@@ -16,17 +16,19 @@ from xscalemixer.conform import whole_hours
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
-from xscalemixer.model import Model
-from xscalemixer.pretrained import load
+from xscalemixer.model import ForecastModel, Model
+from xscalemixer.pretrained import DEFAULT, load
 from xscalemixer.report import Report
 from xscalemixer.starting import Start, minute
 from xscalemixer.state import State
 
 __all__ = [
+    "any_model_of",
     "coupled_model_of",
     "device_of",
     "horizon",
     "in_convention",
+    "made_by",
     "model_of",
     "provenance",
     "require_store",
@@ -40,15 +42,30 @@ HORIZON = 48  # hours; the shipped model was verified up to here, on its twin wo
 FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2", ".zip")  # endings that no Zarr folder has
 
 
-def model_of(model: str | PathLike | Model | None) -> Model:
-    """The model in hand, by name, from a folder, or the default one."""
+def any_model_of(model: str | PathLike | Model | None, default: str, verb: str) -> Model:
+    """The model in hand, by name, from a folder, or the default one, of any kind.
+
+    Raises
+    ------
+    InputError
+        If it is nothing of these; ``verb`` says what it cannot do.
+    """
     if isinstance(model, Model):
         return model
     if model is not None and not isinstance(model, str | PathLike):
-        raise InputError(
-            f"model={type(model).__name__} cannot forecast", ["give a name from xsm.models(), a model folder, or xsm.load(...)"]
-        )
-    return load() if model is None else load(model)
+        fix = "give a name from xsm.models(), a model folder, or xsm.load(...)"
+        raise InputError(f"model={type(model).__name__} cannot {verb}", [fix])
+    return load(default if model is None else model)
+
+
+def model_of(model: str | PathLike | Model | None) -> ForecastModel:
+    """The same, for forecasts."""
+    found = any_model_of(model, DEFAULT, "forecast")
+    if isinstance(found, ForecastModel):
+        return found
+    raise InputError(
+        f"{found.name!r} cannot forecast", ["it is a model that downscales; type ds.scalemixer.downscale(model=...)"]
+    )
 
 
 def coupled_model_of(model: str | PathLike | Model | None, what: str) -> Forecaster:
@@ -107,7 +124,7 @@ def device_of(wanted: str | None) -> str:
     return kind
 
 
-def run_blocks(model: Model, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
+def run_blocks(model: ForecastModel, start: State, hours: int, done: int, bar) -> Iterator[tuple[State, np.ndarray]]:
     """State after each step and its new hours, shape (T, C, h, w); stops at ``hours``, begins after ``done``."""
     steps = -(-(hours - done) // model.hours)
     for state in model.rollout(start, steps):
@@ -118,7 +135,7 @@ def run_blocks(model: Model, start: State, hours: int, done: int, bar) -> Iterat
         yield state, fields
 
 
-def _require_finite(fields: np.ndarray, model: Model, done: int) -> None:
+def _require_finite(fields: np.ndarray, model: ForecastModel, done: int) -> None:
     bad = np.argwhere(~np.isfinite(fields))
     if bad.size:
         lead, channel, row, column = bad[0]
@@ -127,10 +144,18 @@ def _require_finite(fields: np.ndarray, model: Model, done: int) -> None:
         raise InputError("the forecast stopped", [f"{found}; earlier hours are intact if they were streamed with to="])
 
 
-def provenance(model: Model, start: Start, report: Report, hours: int) -> dict:
+def provenance(model: ForecastModel, start: Start, report: Report, hours: int) -> dict:
     """Global attributes: what made this forecast from what, and every assumption."""
     return {
         "title": f"{hours}-hour regional forecast by {model.name}",
+        **made_by(model, state_digest(start.state), report),
+        "start": "cold" if start.cold else "warm",
+    }
+
+
+def made_by(model: Model, input_sha256: str, report: Report) -> dict:
+    """Global attributes of whatever a model makes: weights, input, machine, and every assumption."""
+    return {
         "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
         "references": model.references,
         "model": model.name,
@@ -138,8 +163,7 @@ def provenance(model: Model, start: Start, report: Report, hours: int) -> dict:
         "torch_version": torch.__version__,
         "device": str(model.device),
         "precision": "float32",
-        "start": "cold" if start.cold else "warm",
-        "input_sha256": state_digest(start.state),
+        "input_sha256": input_sha256,
         "assumptions": report.assumptions,
     }
 

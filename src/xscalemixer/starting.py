@@ -16,7 +16,7 @@ import xarray as xr
 from xscalemixer.conform import conform, require_dataset, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.grids import Grid, grid_of
-from xscalemixer.model import Input, Model
+from xscalemixer.model import ForecastModel, Input
 from xscalemixer.physics.humidity import Phase
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
 from xscalemixer.regridding import regrid
@@ -32,7 +32,7 @@ class Start:
 
     Attributes
     ----------
-    model : Model
+    model : ForecastModel
     time : numpy.datetime64
     fields : dict of Tensor, shape (1, T, C, H, W), physical
         Hours up to the start, by part of the state; what was not given is not there.
@@ -40,7 +40,7 @@ class Start:
         The input counts longitudes from -180 to 180 degrees.
     """
 
-    model: Model
+    model: ForecastModel
     time: np.datetime64
     fields: dict[str, torch.Tensor]
     west_negative: bool
@@ -56,7 +56,7 @@ class Start:
         return self.model.begin(self.time, {part: fields.to(self.model.device) for part, fields in self.fields.items()})
 
 
-def prepare(ds, model: Model, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
+def prepare(ds, model: ForecastModel, *, regional=None, init_time=None, rh_phase=None) -> tuple[Start | None, Report]:
     """Conform, regrid and collect the start; it is None where the report has errors."""
     report = Report(f"input for {model.name!r}")
     if rh_phase not in (None, *get_args(Phase)):
@@ -73,7 +73,7 @@ def prepare(ds, model: Model, *, regional=None, init_time=None, rh_phase=None) -
     return starts[0] if starts else None, report
 
 
-def starts_at(times, data: Mapping[str, xr.Dataset], model: Model, report: Report, *, rh_phase=None) -> list[Start]:
+def starts_at(times, data: Mapping[str, xr.Dataset], model: ForecastModel, report: Report, *, rh_phase=None) -> list[Start]:
     """Prepared starts at sorted times that the data have, read together; none where the report gets errors."""
     fields, west_negative = {}, False
     for each in model.inputs:
@@ -92,7 +92,7 @@ def starts_at(times, data: Mapping[str, xr.Dataset], model: Model, report: Repor
     return [Start(model, time, pick(i), west_negative) for i, time in enumerate(times)]
 
 
-def data_of(ds, regional, model: Model, report: Report) -> dict[str, xr.Dataset]:
+def data_of(ds, regional, model: ForecastModel, report: Report) -> dict[str, xr.Dataset]:
     """What was given, by part of the state; nothing where the report gets errors.
 
     Raises
@@ -118,7 +118,7 @@ def data_of(ds, regional, model: Model, report: Report) -> dict[str, xr.Dataset]
     return {each.part: given[each.group] for each in model.inputs if each.group in given} if first.group in given else {}
 
 
-def _groups_of(tree: xr.DataTree, model: Model, report: Report) -> dict[str, xr.Dataset]:
+def _groups_of(tree: xr.DataTree, model: ForecastModel, report: Report) -> dict[str, xr.Dataset]:
     """The groups of a tree that a model starts from; others, and a missing first one, go to the report."""
     groups = [each.group for each in model.inputs]
     first, found = groups[0], list(tree.children)
@@ -165,7 +165,7 @@ def _latest(data: Mapping[str, xr.Dataset]) -> np.datetime64 | None:
     return times.max() if times.size else None
 
 
-def _start_time(data: Mapping[str, xr.Dataset], model: Model, init_time, report: Report) -> np.datetime64 | None:
+def _start_time(data: Mapping[str, xr.Dataset], model: ForecastModel, init_time, report: Report) -> np.datetime64 | None:
     """The start: as asked, or the last time that all inputs have."""
     wanted = None if init_time is None else _moment(init_time, report)
     available, *others = (valid_times(ds, report) for ds in data.values())

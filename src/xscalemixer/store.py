@@ -222,8 +222,9 @@ class BlockStore(_Journaled):
     @property
     def pending(self) -> list[dict[str, list[int]]]:
         """Blocks that are not yet safely on disk."""
-        done = [entry["block"] for entry in self._journal]
-        return [block for block in self._head["blocks"] if block not in done]
+        named = lambda block: json.dumps(block, sort_keys=True)
+        done = {named(entry["block"]) for entry in self._journal}
+        return [block for block in self._head["blocks"] if named(block) not in done]
 
     def write(self, where: Block, block: xr.Dataset) -> None:
         """Write one of the pending blocks and, once it is on disk, note it in the journal.

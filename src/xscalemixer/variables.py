@@ -111,6 +111,12 @@ _ROWS = (
              role="diagnostic", aliases=("mean_sea_level_pressure", "prmsl", "psl", "mslma", "pressure_reduced_to_mean_sea_level",
                                          "air_pressure_at_sea_level", "mslp"),
              valid_range=(85e3, 110e3)),
+    Variable(name="refc", standard_name="equivalent_reflectivity_factor", units="dBZ", long_name="composite radar reflectivity",
+             role="diagnostic", aliases=("composite_reflectivity", "maximum_radar_reflectivity", "max_reflectivity"),
+             valid_range=(-60.0, 90.0)),
+    Variable(name="pr", standard_name="precipitation_flux", units="kg m-2 s-1", long_name="precipitation", role="diagnostic",
+             aliases=("prate", "tprate", "precipitation_rate"), valid_range=(-1e-6, 0.1), bounds=(0.0, None),
+             interval_mean=None),
     Variable(name="z", standard_name="geopotential", units="m2 s-2", long_name="geopotential", levels=(500,),
              aliases=("geopotential",), valid_range=(-1.5e4, 6e5)),
     Variable(name="q", standard_name="specific_humidity", units="kg kg-1", long_name="specific humidity", levels=(500,),
@@ -157,6 +163,29 @@ class Schema:
         """
         rows = (CATALOG[name] for name in names)
         return cls(tuple(row.at(levels) if row.levels else row for row in rows))
+
+    @classmethod
+    def of_channels(cls, *channels: str) -> Schema:
+        """Build from names of channels, which are put together variable by variable.
+
+        >>> Schema.of_channels("t_500", "t2m", "t_850").channels
+        ('t_500', 't_850', 't2m')
+
+        Raises
+        ------
+        SchemaError
+            With every name that is unknown or occurs twice.
+        """
+        levels: dict[str, list[int]] = {}
+        problems = [f"{channel} is named twice" for channel in dict.fromkeys(channels) if channels.count(channel) > 1]
+        for channel in dict.fromkeys(channels):
+            name, _, level = channel.partition("_")
+            if name not in CATALOG or bool(CATALOG[name].levels) != level.isdecimal():
+                problems.append(f"{channel!r} is no channel; needed names such as 't2m' or, with a level in hPa, 't_850'")
+            levels.setdefault(name, []).extend([int(level)] if level.isdecimal() else [])
+        if problems:
+            raise SchemaError("these channels cannot be used", problems)
+        return cls(tuple(CATALOG[name].at(found) if found else CATALOG[name] for name, found in levels.items()))
 
     @cached_property
     def channels(self) -> tuple[str, ...]:

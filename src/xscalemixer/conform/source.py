@@ -28,6 +28,8 @@ _CANDIDATES = {
     "m2 s-2": ("m2 s-2", "m"),
     "m": ("m", "m2 s-2"),
     "degree": ("degree",),
+    "dBZ": ("dBZ",),
+    "kg m-2 s-1": ("kg m-2 s-1",),
 }
 # The maximum of a field lies in here when its units are right: narrower than the valid range.
 _TYPICAL_MAXIMUM = {"kg kg-1": (2e-4, 0.05), "1": (0.02, 1.7), "K": (180.0, 345.0)}

@@ -4,7 +4,7 @@ Paper                                    here
 --------------------------------------   -----------------------------------------------------------
 x = mu + r                               CorrDiff.sample
 mu = E[x|y], mean squared error          Regression
-global residual connection (China)       CorrDiffConfig.shared, Regression.match
+global residual connection (China)       CorrDiffNetworkConfig.shared, Regression.match
 D(z; sigma, c) and its preconditioning   ResidualDiffusion.forward
 noise levels and weights in training     ResidualDiffusion.loss
 solvers                                  sampling.solve
@@ -27,12 +27,13 @@ from torch.nn import functional
 
 from xscalemixer.errors import InputError
 from xscalemixer.nn.blocks import Normalizer, require_shape
-from xscalemixer.nn.sampling import MemberNoise, SolverConfig, solve
+from xscalemixer.nn.draws import normal
+from xscalemixer.nn.sampling import MemberNoise, Seed, SolverConfig, solve
 from xscalemixer.nn.settings import Settings
 from xscalemixer.nn.tiling import Crops, Tiling, TilingConfig
 from xscalemixer.nn.unet import UNet, UNetConfig
 
-__all__ = ["Condition", "CorrDiff", "CorrDiffConfig", "PositionConfig", "Regression", "ResidualDiffusion"]
+__all__ = ["Condition", "CorrDiff", "CorrDiffNetworkConfig", "PositionConfig", "Regression", "ResidualDiffusion"]
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -70,7 +71,7 @@ class PositionConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorrDiffConfig(Settings):
+class CorrDiffNetworkConfig(Settings):
     """The two networks and how the second is trained.
 
     Attributes
@@ -126,24 +127,24 @@ class CorrDiffConfig(Settings):
             yield f"noise={self.noise}; needed mean and positive standard deviation of ln(noise level)"
 
     @classmethod
-    def tiny(cls, **changes) -> CorrDiffConfig:
+    def tiny(cls, **changes) -> CorrDiffNetworkConfig:
         """For tests: 0.2 M parameters per network."""
         unet = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention=(), dropout=0.0)
         return replace(cls(coarse=4, outputs=3, regression=unet, diffusion=unet), **changes)
 
     @classmethod
-    def small(cls, **changes) -> CorrDiffConfig:
+    def small(cls, **changes) -> CorrDiffNetworkConfig:
         """For a CPU or small data: 1.8 M parameters per network, patches that can move to another domain."""
         unet = UNetConfig(width=32, multipliers=(1, 2, 2), blocks=2, attention=(2,), dropout=0.1)
         return replace(cls(coarse=12, outputs=4, statics=2, regression=unet, diffusion=unet), **changes)
 
     @classmethod
-    def paper(cls, **changes) -> CorrDiffConfig:
+    def paper(cls, **changes) -> CorrDiffNetworkConfig:
         """Taiwan: 12 channels at 25 km to 4 channels on 448 x 448 cells of 2 km; 80 M parameters in the diffusion."""
         return replace(cls(coarse=12, outputs=4, positions=PositionConfig(kind="sinusoidal", shape=(448, 448))), **changes)
 
     @classmethod
-    def china(cls, **changes) -> CorrDiffConfig:
+    def china(cls, **changes) -> CorrDiffNetworkConfig:
         """24 channels from 0.25 to 0.03 degrees (1600 x 2400 cells), all corrected where they are; trained on patches."""
         unet = UNetConfig(multipliers=(1, 2, 4, 4, 8))
         positions = PositionConfig(kind="sinusoidal", shape=(1600, 2400))
@@ -163,7 +164,7 @@ class Condition(NamedTuple):
     ----------
     fields : Tensor, shape (B, coarse + statics, H, W)
     scalars : Tensor, shape (B, scalars), or None
-    mean : Tensor, shape (B, outputs, H, W), or None
+    mean : Tensor, shape (B, outputs, H, W) or, of the patches alone, (P, outputs, h, w), or None
         For the diffusion; from the regression or from another model.
     context : Tensor, shape (B, coarse, h, w), or None
         The coarse fields of the domain at the size of a patch; made where missing.
@@ -236,7 +237,7 @@ def _lookup(table: Tensor, axes: list[Tensor], spacing: int) -> Tensor:
 class _Conditioned(nn.Module):
     """A U-Net that sees the condition of a patch beside its own input."""
 
-    def __init__(self, config: CorrDiffConfig, unet: UNetConfig, extra: int, *, noise: bool):
+    def __init__(self, config: CorrDiffNetworkConfig, unet: UNetConfig, extra: int, *, noise: bool):
         super().__init__()
         self.config = config
         self.positions = Positions(config.positions)
@@ -277,7 +278,7 @@ class Regression(_Conditioned):
     The paper's network also gets an empty image and a noise level of zero; both are left out.
     """
 
-    def __init__(self, config: CorrDiffConfig):
+    def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__(config, config.regression, 0, noise=False)
         shared = [(i, source) for i, source in enumerate(config.shared) if source is not None]
         self._targets, self._sources = [i for i, _ in shared], [source for _, source in shared]
@@ -314,7 +315,7 @@ class Regression(_Conditioned):
 class ResidualDiffusion(_Conditioned):
     """The distribution of truth less mean, given the coarse fields (and the mean)."""
 
-    def __init__(self, config: CorrDiffConfig):
+    def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__(config, config.diffusion, config.outputs * (1 + config.mean_conditioning), noise=True)
         deviation = torch.tensor(config.sigma_data, dtype=torch.float32).reshape(-1, 1, 1)
         self.register_buffer("sigma_data", deviation.expand(config.outputs, 1, 1).clone())
@@ -327,25 +328,31 @@ class ResidualDiffusion(_Conditioned):
         c_skip, c_out, c_in, c_noise = precondition(sigma.to(noisy.dtype), self.sigma_data.to(noisy.dtype))
         first = [c_in * noisy]
         if c.mean_conditioning:
-            require_shape("mean", condition.mean, (condition.fields.shape[0], c.outputs, *condition.fields.shape[2:]))
-            first.append(crops.cut(condition.mean))
+            first.append(_of_patches("mean", condition.mean, condition, crops, c.outputs))
         result = self._run(first, condition, crops, c_noise)
         return c_skip * noisy + c_out * result.to(noisy.dtype)
 
     def errors(
-        self, residual: Tensor, condition: Condition, crops: Crops | None = None, generator: torch.Generator | None = None
+        self,
+        residual: Tensor,
+        condition: Condition,
+        crops: Crops | None = None,
+        generator: torch.Generator | None = None,
+        sigma: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Weighted squared errors at random noise levels.
+        """Weighted squared errors, at random noise levels.
 
         Parameters
         ----------
-        residual : Tensor, shape (B, outputs, H, W)
-            Truth less mean, normalized like the targets; without gradient.
+        residual : Tensor, shape (B, outputs, H, W) or, of the patches alone, (P, outputs, h, w)
+            Truth less mean, over the scale of the residual (`CorrDiff`); without gradient.
         condition : Condition
         crops : Crops, optional
             Patches to train on; default: the whole domain.
         generator : torch.Generator, optional
-            On the CPU.
+            On the CPU; without one the noise is drawn by `nn.draws.normal`.
+        sigma : Tensor, shape (P,), optional
+            Noise levels to look at, in place of random ones.
 
         Returns
         -------
@@ -354,13 +361,23 @@ class ResidualDiffusion(_Conditioned):
         sigma : Tensor, shape (P,)
             The noise level of each patch.
         """
-        clean = (crops or Crops.whole(residual)).cut(residual)
-        mean, deviation = self.config.noise
-        draw = lambda *shape: torch.randn(shape, generator=generator, dtype=clean.dtype).to(clean.device)
-        sigma = torch.exp(mean + deviation * draw(clean.shape[0]))
+        crops = crops or Crops.whole(condition.fields)
+        clean = _of_patches("residual", residual, condition, crops, self.config.outputs)
+
+        def draw(*shape: int) -> Tensor:
+            if generator is None:
+                return normal(*shape).to(clean)
+            return torch.randn(shape, generator=generator, dtype=clean.dtype).to(clean.device)
+
+        sigma = self.noise_level(draw(clean.shape[0])) if sigma is None else sigma
         denoised = self(clean + sigma[:, None, None, None] * draw(*clean.shape), sigma, condition, crops)
         _, c_out, _, _ = precondition(sigma, self.sigma_data.to(clean.dtype))
         return ((denoised - clean) / c_out).square().mean((2, 3)), sigma
+
+    def noise_level(self, deviate: Tensor) -> Tensor:
+        """Noise levels of training at standard normal deviates: any shape, the same back."""
+        mean, deviation = self.config.noise
+        return torch.exp(mean + deviation * deviate)
 
     def loss(
         self, residual: Tensor, condition: Condition, crops: Crops | None = None, generator: torch.Generator | None = None
@@ -371,7 +388,7 @@ class ResidualDiffusion(_Conditioned):
     def sample(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         *,
         solver: SolverConfig | None = None,
         tiling: TilingConfig | None = None,
@@ -382,8 +399,8 @@ class ResidualDiffusion(_Conditioned):
         ----------
         condition : Condition
             B is the number of seeds, or 1 for members of one input.
-        seeds : sequence of int
-            Each sample depends on its own input and seed only.
+        seeds : sequence of Seed
+            Each sample depends on its own input and seed only; see `sampling.MemberNoise`.
         solver : SolverConfig, optional
         tiling : TilingConfig, optional
             Patches that are fused at every network call; default: the whole domain, one sample per call.
@@ -416,6 +433,14 @@ class ResidualDiffusion(_Conditioned):
             return solve(denoise, noise, solver or SolverConfig())
 
 
+def _of_patches(name: str, fields: Tensor | None, condition: Condition, crops: Crops, outputs: int) -> Tensor:
+    """Fields (P, outputs, h, w), cut out unless they have been already."""
+    patches = (len(crops.sample), outputs, *crops.size)
+    if fields is not None and tuple(fields.shape) == patches:
+        return fields
+    return crops.cut(require_shape(name, fields, (condition.fields.shape[0], outputs, *condition.fields.shape[2:])))
+
+
 def _require_evaluation(network: nn.Module) -> None:
     if network.training:
         raise InputError(
@@ -433,11 +458,25 @@ def precondition(sigma: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class CorrDiff(nn.Module):
-    """Both networks: samples of the fine fields given the coarse ones."""
+    """Both networks: samples of the fine fields given the coarse ones.
 
-    def __init__(self, config: CorrDiffConfig):
+    Attributes
+    ----------
+    residual_scale : Tensor, shape (outputs, 1, 1)
+        What the diffusion makes is multiplied by it. Measured before the diffusion is trained, so that the residual of each
+        channel has the standard deviation sigma_data there, in the middle of the noise levels; 1 as in the paper.
+    spread : Tensor, shape (outputs, 1, 1)
+        Further factor, found by calibration.
+    """
+
+    residual_scale: Tensor
+    spread: Tensor
+
+    def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__()
         self.config = config
+        self.register_buffer("residual_scale", torch.ones(config.outputs, 1, 1))
+        self.register_buffer("spread", torch.ones(config.outputs, 1, 1))
         self.regression = Regression(config)
         self.diffusion = ResidualDiffusion(config)
 
@@ -454,15 +493,16 @@ class CorrDiff(nn.Module):
     def sample(
         self,
         condition: Condition,
-        seeds: Sequence[int],
+        seeds: Sequence[Seed],
         *,
         solver: SolverConfig | None = None,
         tiling: TilingConfig | None = None,
     ) -> Tensor:
-        """Mean plus one residual per seed: -> (len(seeds), outputs, H, W); see `ResidualDiffusion.sample`.
+        """Mean plus one scaled residual per seed: -> (len(seeds), outputs, H, W); see `ResidualDiffusion.sample`.
 
         A mean in the condition is used as it is, so that it is made once for all members or comes from another model.
         """
         if condition.mean is None:
             condition = condition._replace(mean=self.mean(condition, tiling=tiling))
-        return condition.mean + self.diffusion.sample(condition, seeds, solver=solver, tiling=tiling)
+        residual = self.diffusion.sample(condition, seeds, solver=solver, tiling=tiling)
+        return torch.addcmul(condition.mean, residual, (self.residual_scale * self.spread).to(residual.dtype))

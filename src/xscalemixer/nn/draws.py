@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["drawing_for", "uniform"]
+__all__ = ["drawing_for", "normal", "uniform"]
 
 
 class _Part(NamedTuple):
@@ -40,7 +40,16 @@ def drawing_for(first: int, size: int, total: int, seed: int) -> Iterator[None]:
 
 def uniform(rows: int, *shape: int, device: torch.device | None = None) -> Tensor:
     """Numbers from 0 to 1, shape (rows, *shape); rows are samples, or a number of rows for each sample in order."""
+    return _drawn(torch.rand, rows, *shape, device=device)
+
+
+def normal(rows: int, *shape: int, device: torch.device | None = None) -> Tensor:
+    """Standard normal numbers, rows as for `uniform`."""
+    return _drawn(torch.randn, rows, *shape, device=device)
+
+
+def _drawn(draw: Callable[..., Tensor], rows: int, *shape: int, device: torch.device | None) -> Tensor:
     if _part is None:
-        return torch.rand(rows, *shape, device=device)
+        return draw(rows, *shape, device=device)
     each = rows // _part.size
-    return torch.rand(each * _part.total, *shape, device=device)[each * _part.first : each * _part.first + rows]
+    return draw(each * _part.total, *shape, device=device)[each * _part.first : each * _part.first + rows]

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from xscalemixer.nn.settings import Settings
 
-__all__ = ["MemberNoise", "SolverConfig", "solve", "spread_factor"]
+__all__ = ["MemberNoise", "Seed", "SolverConfig", "solve", "spread_factor"]
+
+Seed = int | tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,22 +93,31 @@ class MemberNoise:
 
     Parameters
     ----------
-    seeds : sequence of int, length B
+    seeds : sequence of int, or of tuples of (int, weight), length B
+        Of a member with several seeds the noise is the weighted sum of theirs; the squares of the weights add up to 1.
     shape : tuple of int
         (C, H, W) of one member.
     like : Tensor, optional
         The noise gets its device and dtype.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...], like: Tensor | None = None):
+    def __init__(self, seeds: Sequence[Seed], shape: tuple[int, ...], like: Tensor | None = None):
         like = torch.empty(0) if like is None else like
         self.shape, self.dtype, self.device = tuple(shape), like.dtype, like.device
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        parts = [((seed, 1.0),) if isinstance(seed, int) else seed for seed in seeds]
+        self.parts = [[(torch.Generator().manual_seed(one), weight) for one, weight in each] for each in parts]
 
     def __call__(self) -> Tensor:
         """The next noise, (B, C, H, W)."""
-        members = [torch.randn(self.shape, generator=generator, dtype=self.dtype) for generator in self.generators]
-        return torch.stack(members).to(self.device)
+        return torch.stack([self._member(parts) for parts in self.parts]).to(self.device)
+
+    def _member(self, parts: list[tuple[torch.Generator, float]]) -> Tensor:
+        draw = lambda generator: torch.randn(self.shape, generator=generator, dtype=self.dtype)
+        (generator, weight), *others = parts
+        total = draw(generator) if weight == 1.0 else draw(generator).mul_(weight)
+        for generator, weight in others:
+            total.add_(draw(generator), alpha=weight)
+        return total
 
 
 def solve(denoise: Callable[[Tensor, float], Tensor], noise: Callable[[], Tensor], config: SolverConfig) -> Tensor:

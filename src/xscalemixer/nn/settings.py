@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 
 from xscalemixer.errors import InputError
 
@@ -46,6 +47,20 @@ class Settings:
             raise InputError(f"this {cls.__name__} cannot be read", problems)
         kinds = typing.get_type_hints(cls)
         return cls(**{key: _nested(kinds[key], value) for key, value in data.items()})
+
+    def changed(self, changes: Mapping[str, typing.Any]) -> typing.Self:
+        """Other settings; keys and values in place of settings within these change a part of them.
+
+        Raises
+        ------
+        InputError
+            As `from_dict`.
+        """
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        within = lambda name, value: isinstance(own.get(name), Settings) and isinstance(value, Mapping)
+        return self.from_dict(
+            own | {name: own[name].changed(value) if within(name, value) else value for name, value in changes.items()}
+        )
 
 
 def _frozen(value):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from xscalemixer.errors import InputError
+from xscalemixer.nn.draws import uniform
 from xscalemixer.nn.settings import Settings
 
 __all__ = ["Crops", "Tiling", "TilingConfig", "autocorrelation", "random_crops", "suggest_patch"]
@@ -60,7 +61,8 @@ def random_crops(fields: Tensor, size: tuple[int, int], count: int, generator: t
     """``count`` patches per field (B, C, H, W) at random places.
 
     The middle of a patch is uniform over the field and the patch is then moved inside. Cells at the edge are seen half as
-    often as others, where uniform corners would hardly ever show them.
+    often as others, where uniform corners would hardly ever show them. Without a generator they are drawn by
+    `nn.draws.uniform`.
 
     Raises
     ------
@@ -72,7 +74,8 @@ def random_crops(fields: Tensor, size: tuple[int, int], count: int, generator: t
         raise InputError(
             "no patches can be cut", [f"patch {size} is larger than the field {(height, width)}; use a smaller patch"]
         )
-    middle = torch.rand(batch * count, 2, generator=generator) * torch.tensor([height, width])
+    place = uniform(batch * count, 2) if generator is None else torch.rand(batch * count, 2, generator=generator)
+    middle = place * torch.tensor([height, width])
     first = (middle - torch.tensor(size) / 2).round().long()
     corner = first.clamp(torch.tensor(0), torch.tensor([height - size[0], width - size[1]]))
     samples = tuple(i for i in range(batch) for _ in range(count))

@@ -10,15 +10,16 @@ ranks        one process or many: DDP, FSDP2
 engine       the loop
 checkpoints  files that are complete or not there
 protocol     train: stage after stage
+corrdiff     pairs of coarse and fine fields, and the two stages of CorrDiff
 adapting     a trained model on other grids and fewer variables
 estimating   time and memory, measured before
 finetuning   finetune: the same stages from a trained model
 """
 
-from xscalemixer.training.config import Met2NetTrainConfig, Stage, TrainConfig
+from xscalemixer.training.config import CorrDiffConfig, Met2NetTrainConfig, Stage, TrainConfig
 from xscalemixer.training.data import OUTER
 from xscalemixer.training.finetuning import finetune
 from xscalemixer.training.objectives import channel_weights
 from xscalemixer.training.protocol import train
 
-__all__ = ["OUTER", "Met2NetTrainConfig", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]
+__all__ = ["OUTER", "CorrDiffConfig", "Met2NetTrainConfig", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from xscalemixer.regional import RegionalForecaster, Statics
 from xscalemixer.report import Report
 from xscalemixer.samples import Sequences, Series, sequence_starts, survey
 from xscalemixer.state import HOUR
-from xscalemixer.training.config import Met2NetTrainConfig, Periods, Stage, are_periods, check_settings
+from xscalemixer.training.config import Met2NetTrainConfig, Periods, are_periods, check_settings
 from xscalemixer.training.data import (
     Source,
     check_count,
+    check_skip,
     digest_of,
     grid_digest,
     read_source,
@@ -102,8 +103,7 @@ class HourlyData:
         """
         check_settings(config, report)
         _check_stages(config, report)
-        if not 0 <= skip < 1:
-            report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
+        check_skip(skip, report)
         schema = _schema(config, report)
         source = None if schema is None else _source(ds, schema, skip, report)
         settings = None if schema is None or config.size not in config.sizes else _settings(config, schema, source, report)
@@ -117,7 +117,7 @@ class HourlyData:
         cls, config: Met2NetTrainConfig, source: Source, settings: Met2NetConfig, memory: float, report: Report
     ) -> HourlyData:
         schema = source.schema
-        series = Series.of(source.ds, schema, lazy=too_large({"inner": source}, memory) and source.is_lazy)
+        series = Series.of(source.ds, schema, lazy=too_large(source.nbytes, memory) and source.is_lazy)
         warn_of_chunks(_TITLE, series, settings.past + settings.future, report)
         zero_mean = ("ssrd",) if "ssrd" in schema.names else ()
         about = f"training periods of {config.name}"
@@ -171,7 +171,7 @@ def _ways(config: Met2NetTrainConfig) -> list[str]:
 
 
 def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
-    """They are of one way of training, and ask for nothing that only coupled models have."""
+    """They are of one way of training."""
     if len(ways := _ways(config)) > 1 and config.stages:
         found = f"stages of {' and '.join(ways)} training"
         needed = '"implicit", or "joint", or "autoencoder" and then "translator"'
@@ -180,14 +180,6 @@ def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
     if "translator" in kinds and "autoencoder" not in kinds[: kinds.index("translator")]:
         found, needed = "a translator between encoders and decoders that nothing has trained", "an autoencoder stage before it"
         report.error("stages", found, needed, 'stages=(xsm.Stage(kind="autoencoder", ...), ...)', kind=InputError)
-    if config.calendar:
-        report.error("calendar", repr(config.calendar), "nothing: Met2Net has no calendar input", "calendar=()", kind=InputError)
-    usual = asdict(Stage(kind="implicit", updates=1))
-    for number, stage in enumerate(config.stages):
-        for name in ("steps", "season_shift", "recompute", "cache"):
-            if (value := getattr(stage, name)) != usual[name]:
-                subject = f"stages[{number}] ({stage.label})"
-                report.error(subject, f"{name}={value}", f"Met2Net has no {name}", f"Leave {name}= out", kind=InputError)
 
 
 def _schema(config: Met2NetTrainConfig, report: Report) -> Schema | None:

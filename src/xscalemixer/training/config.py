@@ -17,13 +17,14 @@ from xscalemixer.report import Report
 from xscalemixer.state import STATICS
 from xscalemixer.variables import REGIONAL
 
-__all__ = ["SIZES", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
+__all__ = ["SIZES", "CorrDiffConfig", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
 
 Periods = tuple[tuple[str, str], ...]
 
 COUPLED = ("global", "regional", "rollout", "cold_start")
 ALONE = ("implicit", "joint", "autoencoder", "translator")
-KINDS = COUPLED + ALONE
+CORRDIFF = ("regression", "diffusion")
+KINDS = COUPLED + ALONE + CORRDIFF
 SIZES = ("tiny", "small", "fine", "base", "paper")
 PRECISIONS = ("bf16", "fp32")
 
@@ -34,7 +35,8 @@ class Stage:
 
     Attributes
     ----------
-    kind : "global", "regional", "rollout" or "cold_start"; for Met2Net "implicit", "joint", "autoencoder" or "translator"
+    kind : "global", "regional", "rollout" or "cold_start"
+        For Met2Net "implicit", "joint", "autoencoder" or "translator"; for CorrDiff "regression" or "diffusion".
     updates, batch : int
         Optimizer updates, and samples per update on all devices together.
     peak, floor : float
@@ -150,6 +152,7 @@ class TrainConfig:
 
     sizes = SIZES  # without annotations: what a class of settings admits is no setting
     kinds = COUPLED
+    idle = ()  # settings that its networks have no use for
 
     def periods_of(self, stage: Stage) -> tuple[Periods, Periods]:
         """On which a stage is trained, and on which it is checked."""
@@ -208,6 +211,41 @@ class Met2NetTrainConfig(TrainConfig):
 
     sizes = ("tiny", "weatherbench", "weatherbench_fine", "era5_cropped", "mvmm_fnist", "taxibj")
     kinds = ALONE
+    idle = ("calendar", "statics", "first_guess")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrDiffConfig(TrainConfig):
+    """Everything that decides the training of a CorrDiff model but the data; what `TrainConfig` has means the same.
+
+    Attributes
+    ----------
+    size : "tiny", "small", "paper" or "china"
+    network : dict
+        Changes to the preset, e.g. ``{"diffusion": {"width": 48}, "context": True}``.
+    stages : tuple of Stage
+        Of kind "regression", then "diffusion", with the regression frozen.
+    inputs, outputs : tuple of str
+        Channels such as ``"t2m"`` or ``"t_850"``. Outputs that are no inputs are synthesized.
+    residual : bool
+        The regression adds its change to the interpolated input where a channel is both input and output (China variant), and
+        makes the whole field where it is not; False: it makes all fields itself, as in the paper.
+    patch : (int, int), optional
+        Train on patches of these rows and columns; default: on the whole domain.
+    patches : int
+        Patches per sample.
+    """
+
+    size: str = "small"
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    residual: bool = True
+    patch: tuple[int, int] | None = None
+    patches: int = 4
+
+    sizes = ("tiny", "small", "paper", "china")
+    kinds = CORRDIFF
+    idle = ("first_guess",)
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
@@ -271,7 +309,9 @@ def _plain(hint: Any) -> str:
         dict: "keys and values",
         tuple: "a list",
     }
-    return names.get(typing.get_origin(hint) or hint, "a whole number or null")
+    if isinstance(hint, types.UnionType):
+        return " or ".join("null" if each is type(None) else _plain(each) for each in typing.get_args(hint))
+    return names[typing.get_origin(hint) or hint]
 
 
 # ---------------------------------------------------------------------------------------------------------------- checks
@@ -306,6 +346,9 @@ def check_settings(config: TrainConfig, report: Report) -> None:
         report.error("stages", "none", "at least one", fix, kind=InputError)
     for number, stage in enumerate(config.stages):
         _check_stage(f"stages[{number}] ({stage.label})", stage, config, config.stages[:number], report)
+    for name in (name for name in config.idle if getattr(config, name) != getattr(type(config), name)):
+        needed = f"nothing: a {type(config).__name__} has no use for it"
+        report.error(name, repr(getattr(config, name)), needed, f"Leave {name}= out", kind=InputError)
 
 
 def _check_periods(config: TrainConfig, report: Report) -> None:
@@ -343,8 +386,10 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):
         found = "it follows a regional stage or a roll-out, which freeze the global weights"
         report.error(subject, found, "global stages before all others", "Move it to the front of stages=", kind=InputError)
-    if stage.kind != "rollout":
-        for name in (name for name in ("detach", "global_weight") if getattr(stage, name) != getattr(Stage, name)):
-            report.error(subject, f"{name}={getattr(stage, name)}", "a roll-out", f"Leave {name}= out", kind=InputError)
+    needed = {} if stage.kind == "rollout" else dict.fromkeys(("detach", "global_weight"), "a roll-out")
+    if stage.kind not in COUPLED:
+        needed |= dict.fromkeys(("steps", "season_shift", "recompute", "cache"), "a stage of a coupled model")
+    for name in (name for name in needed if getattr(stage, name) != getattr(Stage, name)):
+        report.error(subject, f"{name}={getattr(stage, name)}", needed[name], f"Leave {name}= out", kind=InputError)
     if not 0 <= stage.global_weight < np.inf:
         report.error(subject, f"global_weight={stage.global_weight}", "0 or more", "global_weight=10", kind=InputError)

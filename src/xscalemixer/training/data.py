@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -38,6 +39,7 @@ __all__ = [
     "Source",
     "TrainingData",
     "check_count",
+    "check_skip",
     "digest_of",
     "grid_digest",
     "groups_of",
@@ -202,13 +204,12 @@ class TrainingData:
         report = Report(f"training of {config.name!r}") if report is None else report
         contract = FromScratch(config) if contract is None else contract
         check_settings(config, report)
-        if not 0 <= skip < 1:
-            report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
+        check_skip(skip, report)
         sources = _sources(tree, contract, skip, report)
         if len(sources) == 2:
             _check_together(config, contract, sources["outer"], sources["inner"], min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
-        lazy = too_large(sources, memory)
+        lazy = too_large(sum(source.nbytes for source in sources.values()), memory)
         branches, series, statics, digests = {}, {}, {}, {}
         for name, source in sources.items():
             zero_mean = ("ssrd",) if name == "inner" and "ssrd" in source.schema.names else ()
@@ -340,15 +341,17 @@ class Source:
         return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
 
 
-def groups_of(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
+def groups_of(tree: xr.DataTree, report: Report, groups: Mapping[str, str] = GROUPS) -> dict[str, xr.Dataset]:
     """The groups that are there, by branch; problems go to the report."""
-    build = 'Build it: xr.DataTree.from_dict({"/global": ds, "/regional": analyses})'
+    parts = ", ".join(f'"/{group}": {group}_ds' for group in groups.values())
+    build = f"Build it: xr.DataTree.from_dict({{{parts}}})"
     if not isinstance(tree, xr.DataTree):
-        report.error("data", f"a {type(tree).__name__}", "a DataTree with '/global' and '/regional'", build)
+        needed = " and ".join(f"'/{group}'" for group in groups.values())
+        report.error("data", f"a {type(tree).__name__}", f"a DataTree with {needed}", build)
         return {}
-    for group in (group for group in GROUPS.values() if group not in tree.children):
+    for group in (group for group in groups.values() if group not in tree.children):
         report.error("groups", f"found {list(tree.children) or 'none'}", f"'/{group}'", build)
-    return {branch: tree[group].to_dataset() for branch, group in GROUPS.items() if group in tree.children}
+    return {branch: tree[group].to_dataset() for branch, group in groups.items() if group in tree.children}
 
 
 def _sources(tree: xr.DataTree, contract: Contract, skip: float, report: Report) -> dict[str, Source]:
@@ -362,10 +365,22 @@ def _sources(tree: xr.DataTree, contract: Contract, skip: float, report: Report)
     return {branch: source for branch, source in found.items() if source is not None}
 
 
+def check_skip(skip: float, report: Report) -> None:
+    """It is a share of the times."""
+    if not 0 <= skip < 1:
+        report.error("skip", f"{skip}", "a share, 0 or more and less than 1", "skip=0.01", kind=InputError)
+
+
 def read_source(
-    ds: xr.Dataset, title: str, schema: Schema, statics: tuple[str, ...], hours: tuple[int, ...], skip: float, report: Report
+    ds: xr.Dataset,
+    title: str,
+    schema: Schema,
+    statics: tuple[str, ...],
+    hours: tuple[int, ...] | None,
+    skip: float | None,
+    report: Report,
 ) -> Source | None:
-    """One group, conformed, with the constant fields that are named, on latitudes and longitudes, at the right time step."""
+    """One group, conformed, with the constant fields that are named, on latitudes and longitudes, at one of these time steps."""
     ds, findings = conform(ds, schema, skip=skip, title=title)
     report.extend(findings, f"{title}: ")
     if missing := [name for name in ("orog", "lsm") if statics and name not in ds]:
@@ -375,7 +390,8 @@ def read_source(
         )
     if not findings.ok:
         return None
-    _check_step(ds["time"].values, title, hours, report)
+    if hours is not None:
+        _check_step(ds["time"].values, title, hours, report)
     grid = grid_of(ds)
     if not isinstance(grid, Grid):
         fix = 'First ds = xsm.regrid(ds, xsm.Grid.regular(north=..., west=..., step="0.1", shape=(...)))'
@@ -393,9 +409,9 @@ def _check_step(time: np.ndarray, title: str, hours: tuple[int, ...], report: Re
         report.error(f"{title}: time", f"every {shortest:g} h", f"every {needed} h", fix, kind=TimeError)
 
 
-def too_large(sources: dict[str, Source], memory: float) -> bool:
-    """Whether the fields take more than ``memory`` GiB; logged."""
-    size = sum(source.nbytes for source in sources.values()) / 2**30
+def too_large(nbytes: int, memory: float) -> bool:
+    """Whether fields of so many bytes take more than ``memory`` GiB; logged."""
+    size = nbytes / 2**30
     log.info("data: %.1f GiB, %s", size, "read as needed" if (large := size > memory) else "held in memory")
     return large
 

@@ -25,7 +25,8 @@ from xscalemixer.samples import Windows
 from xscalemixer.training.alone import Met2NetStage, RegionAlone
 from xscalemixer.training.batches import Samples
 from xscalemixer.training.checkpoints import Checkpoints, elsewhere, owned, require_same_run, write_tensors, write_whole
-from xscalemixer.training.config import Met2NetTrainConfig, Periods, Stage, TrainConfig
+from xscalemixer.training.config import CorrDiffConfig, Met2NetTrainConfig, Periods, Stage, TrainConfig
+from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, RegressionObjective
 from xscalemixer.training.data import AroundGlobal, ColdStartSamples, Contract, FromScratch
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.objectives import ColdStartObjective, CoupledObjective, GlobalObjective
@@ -56,14 +57,16 @@ def train(
 
     Parameters
     ----------
-    config : TrainConfig or Met2NetTrainConfig
-        A coupled model, or one of a region alone.
+    config : TrainConfig, Met2NetTrainConfig or CorrDiffConfig
+        A coupled model, one of a region alone, or one that downscales.
     tree : DataTree or Dataset
         ``/global``: fields on pressure levels and at the surface every 1, 2, 3 or 6 hours; ``/regional``: hourly surface fields.
         Both with ``orog`` and ``lsm``, in any layout that `xscalemixer.conform` understands. For a region alone a Dataset of its
-        hourly fields.
+        hourly fields. For CorrDiff ``/input`` (coarse, an analysis or forecasts) and ``/target`` (fine, with ``orog`` and
+        ``lsm``), see `xscalemixer.downscaling_pair`.
     outer : str, path or Forecaster, optional
-        A model whose global network is taken over, with its statistics, instead of a global stage.
+        A model whose global network is taken over, with its statistics, instead of a global stage; for a coupled
+        model only.
     folder : path, optional
         Finished stages and checkpoints are kept there; the same run started again goes on from them, another run is refused.
         All processes must see it.
@@ -85,7 +88,7 @@ def train(
 
     Returns
     -------
-    Forecaster or RegionalForecaster
+    Forecaster, RegionalForecaster or Downscaler
         On the CPU, the same in every process.
 
     Raises
@@ -103,13 +106,11 @@ def train(
 
 def _contract(config: TrainConfig, outer) -> tuple[Any, dict[str, str]]:
     """What a class of settings trains, and what tells its start apart."""
-    scratch = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone}[type(config)]
+    scratch = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone, CorrDiffConfig: CoarseToFine}[type(config)]
     if outer is None:
         return scratch(config), {}
     if scratch is not FromScratch:
-        found = (
-            f"outer= was given, and {type(config).__name__} trains on a region alone; needed neither driver nor global network"
-        )
+        found = f"outer= was given, and a {type(config).__name__} trains no model with a global network"
         raise InputError(f"{config.name!r} cannot be trained", [f"{found}. Leave out outer="])
     base = coupled_model_of(outer, "global network")
     return AroundGlobal(config, base), {"global network": base.weights_sha256()}
@@ -183,7 +184,7 @@ class Run:
     Attributes
     ----------
     config : TrainConfig
-    data : TrainingData or HourlyData
+    data : TrainingData, HourlyData or PairData
     group : Ranks
     folder : Path, optional
     way : Way
@@ -209,11 +210,14 @@ class Run:
         for number, stage in enumerate(self.config.stages):
             if number in finished:
                 history = finished[number]["history"]
+                model.about |= finished[number].get("about", {})
                 model.modules.load_state_dict(safetensors.torch.load_file(self._file(number)))
                 log.info("stage %s: finished earlier, loaded from %s", stage.label, self.folder)
             else:
+                known = dict(model.about)
                 history = self._run(number, model)
-                self._keep(number, model, history)
+                told = {name: value for name, value in model.about.items() if known.get(name) != value}
+                self._keep(number, model, history, told)
             best = min(history, key=lambda record: record["validation"])
             model.about.setdefault("training", []).append({**asdict(stage), **best})
         config = self.config
@@ -228,7 +232,7 @@ class Run:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
-        objective, samples = objective_of(stage, self.data, model)
+        objective, samples = objective_of(stage, config, self.data, model)
         sets: list[Any] = [samples(periods) for periods in config.periods_of(stage)]
         if stage.cache:
             sets = self._with_towers(number, model, sets)
@@ -272,12 +276,12 @@ class Run:
         way = self.way
         return Saving(checkpoints=checkpoints, losses=losses, updates=way.save_updates, minutes=way.save_minutes)
 
-    def _keep(self, number: int, model: Model, history: list[dict]) -> None:
-        """Write the weights after a stage; they appear under their name only when they are complete."""
+    def _keep(self, number: int, model: Model, history: list[dict], about: dict) -> None:
+        """Write the weights after a stage and what it told; they appear under their name only when they are complete."""
         if self.folder is None or not self.group.first:
             return
         path = self._file(number)
-        record = {"run": self._identity(number), "history": history}
+        record = {"run": self._identity(number), "history": history, "about": about}
         write_whole(path.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
         write_tensors(path, model.modules.state_dict())
         self._checkpoints(number).clear()
@@ -316,7 +320,7 @@ class Run:
         return finished
 
 
-def objective_of(stage: Stage, data: Any, model: Any) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+def objective_of(stage: Stage, config: TrainConfig, data: Any, model: Any) -> tuple[nn.Module, Callable[[Periods], Samples]]:
     """What a stage trains, and the function that makes its samples from periods; data and model are those of its contract."""
     match stage.kind:
         case "cold_start":
@@ -326,6 +330,11 @@ def objective_of(stage: Stage, data: Any, model: Any) -> tuple[nn.Module, Callab
         case "regional" | "rollout":
             samples = lambda periods: data.windows(model.calendar, periods, stage.steps)
             return CoupledObjective(model.network, data, stage), samples
+        case "regression":
+            return RegressionObjective(model, config), lambda periods: data.samples(model, periods)
+        case "diffusion":
+            data.measure_residual(model, config.periods_of(stage)[0])
+            return DiffusionObjective(model, config), lambda periods: data.samples(model, periods)
         case _:
             objective = Met2NetStage(model.network, stage.kind, model.inner.schema.channels)
             return objective, lambda periods: data.sequences(model.network.config, periods)

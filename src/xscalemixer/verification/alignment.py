@@ -17,7 +17,8 @@ from xscalemixer.conform.radiation import INTERVAL, processing, to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError, SchemaError, TimeError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
-from xscalemixer.layouts import to_forecast
+from xscalemixer.layouts import is_forecast, to_forecast
+from xscalemixer.output import TIME_ATTRS
 from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
@@ -187,9 +188,19 @@ def _forecast_axes(ds: xr.Dataset, asked: tuple[str, ...] | None, report: Report
     if empty:
         found = f"{name}: nothing along {', '.join(empty)}"
         raise SchemaError("these datasets cannot be compared", [f"{found}; needed one value at least. Check the selection"])
-    ds = to_forecast(_mean_radiation(ds, asked, own))
+    ds = to_forecast(_at_lead_zero(_mean_radiation(ds, asked, own), own))
     ds = ds if "station" in ds.dims else to_canonical_grid(ds, own)
     report.extend(own, f"{name}: ")
+    return ds
+
+
+def _at_lead_zero(ds: xr.Dataset, report: Report) -> xr.Dataset:
+    """An ensemble of analyses as forecasts of no length; anything else as it is."""
+    if not {"time", "member"} <= set(ds.dims) or is_forecast(ds):
+        return ds
+    report.assume("time", "an ensemble of analyses, taken as forecasts at lead time 0")
+    ds = ds.rename(time="reference_time").expand_dims(lead_time=[0])
+    ds["reference_time"].attrs, ds["lead_time"].attrs = (dict(TIME_ATTRS[name]) for name in ("reference_time", "lead_time"))
     return ds
 
 

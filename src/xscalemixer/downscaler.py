@@ -1,0 +1,230 @@
+"""A trained CorrDiff with everything it needs to know about its data: schemas, grids, statistics, static fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from xscalemixer.errors import CheckpointError, InputError
+from xscalemixer.model import Branch, Model, bound, require_keys
+from xscalemixer.nn.blocks import Normalizer
+from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig
+from xscalemixer.nn.sampling import Seed, SolverConfig
+from xscalemixer.nn.tiling import TilingConfig
+from xscalemixer.physics.solar import SOLAR_CONSTANT
+from xscalemixer.regridding import Regridder
+from xscalemixer.state import calendar_features, inner_insolation
+from xscalemixer.variables import Stats
+
+__all__ = ["Downscaler", "Inputs"]
+
+_LEAD = 24.0  # hours that the lead time is divided by
+_WHOLE = 512 * 512  # cells of a domain that is sampled in one piece
+_PATCH = 256  # cells along the sides of patches of larger ones
+_KEYS = ("format", "kind", "name", "network", "coarse", "fine", "extremes", "calendar", "leads", "patch", "solver", "about")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the networks are told of one sample.
+
+    Attributes
+    ----------
+    fields : Tensor, shape (C + S + 1, H, W)
+        Coarse channels on the fine grid, normalized; constant fields; insolation in quarter solar constants.
+    scalars : Tensor, shape (4,) or (5,)
+        Calendar, and the lead time in days where the model is told.
+    """
+
+    fields: Tensor
+    scalars: Tensor
+
+
+class _Domain(nn.Module):
+    """Constant fields of the fine grid, kept with the weights; see `state.statics_of`."""
+
+    statics: Tensor
+
+    def __init__(self, count: int, shape: tuple[int, int]):
+        super().__init__()
+        self.register_buffer("statics", torch.zeros(count, *shape))
+
+
+@dataclass
+class Downscaler(Model):
+    """CorrDiff and its data contract; makes members of fine fields from coarse ones.
+
+    Attributes
+    ----------
+    name : str
+    network : CorrDiff
+    coarse, fine : Branch
+        Input and target. Whatever grid an input has, it comes to that of ``coarse`` before it is interpolated. Constant fields
+        are those of ``fine``.
+    extremes : dict of (float, float)
+        Least and greatest value of each input channel in training.
+    calendar : tuple of str
+        Parts of the calendar the networks were trained with.
+    leads : tuple of int, or None
+        For a model of the errors of forecasts: shortest and longest lead time in training, hours.
+    patch : (int, int), optional
+        Rows and columns of the patches it was trained on; None: the whole domain.
+    solver : SolverConfig
+        How members are sampled unless the caller says otherwise.
+    about : dict
+        Data, period, calibration and licence; plain data for the card.
+    sha256 : str
+        Hash of the weights file; empty for a model that was never saved.
+    """
+
+    kind: ClassVar[str] = "corrdiff"
+    references: ClassVar[str] = "CorrDiff, arXiv:2309.15214"
+
+    name: str
+    network: CorrDiff
+    coarse: Branch
+    fine: Branch
+    extremes: dict[str, tuple[float, float]]
+    calendar: tuple[str, ...] = ("hour", "day")
+    leads: tuple[int, int] | None = None
+    patch: tuple[int, int] | None = None
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    about: dict = field(default_factory=dict)
+    sha256: str = ""
+
+    def __post_init__(self):
+        self.calendar = tuple(self.calendar)
+        self.leads, self.patch = (None if pair is None else tuple(pair) for pair in (self.leads, self.patch))
+        self.domain = _Domain(len(self.fine.statics), self.fine.grid.shape)
+        self.scale_fine = Normalizer(*self.fine.stats.arrays(self.fine.schema))
+        self.interpolate = Regridder(self.coarse.grid, self.fine.grid, "bilinear")
+        self.eval()
+
+    # ---------------------------------------------------------------------------------------------- description
+
+    def to_dict(self) -> dict:
+        """Everything but the weights, as plain data."""
+        return {
+            "format": 1,
+            "kind": self.kind,
+            "name": self.name,
+            "network": self.network.config.to_dict(),
+            "coarse": self.coarse.to_dict(),
+            "fine": self.fine.to_dict(),
+            "extremes": {channel: list(pair) for channel, pair in self.extremes.items()},
+            "calendar": list(self.calendar),
+            "leads": self.leads,
+            "patch": self.patch,
+            "solver": self.solver.to_dict(),
+            "about": self.about,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict) -> Downscaler:
+        """A model with fresh weights from its description.
+
+        Raises
+        ------
+        CheckpointError
+            For another format version, or missing or unknown keys.
+        """
+        require_keys(data, _KEYS)
+        try:
+            network = CorrDiff(CorrDiffNetworkConfig.from_dict(data["network"]))
+            solver = SolverConfig.from_dict(data["solver"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
+        coarse, fine = (Branch.from_dict(data[name]) for name in ("coarse", "fine"))
+        extremes = {channel: tuple(pair) for channel, pair in data["extremes"].items()}
+        plain = {name: data[name] for name in ("calendar", "leads", "patch", "about")}
+        return cls(data["name"], network, coarse, fine, extremes, solver=solver, **plain)
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The networks and constant fields under the names used in the weights file."""
+        return nn.ModuleDict({"network": self.network, "domain": self.domain})
+
+    @property
+    def scales(self) -> tuple[Normalizer]:
+        """The normalizer of the target; inputs are normalized before they become tensors."""
+        return (self.scale_fine,)
+
+    @property
+    def static(self) -> dict[str, np.ndarray]:
+        """Orography (m) and land fraction on the fine grid, shape (H, W) each."""
+        orography, land = self.domain.statics[:2].cpu().numpy()
+        return {"orog": orography * np.float32(1000.0), "lsm": land}
+
+    # -------------------------------------------------------------------------------------------------- running
+
+    def inputs(self, values: np.ndarray, time: np.datetime64, lead: int, stats: Stats | None = None) -> Inputs:
+        """What the networks are told, on the CPU.
+
+        Parameters
+        ----------
+        values : array, shape (C, h, w), physical
+            On the coarse grid.
+        time : datetime64
+            Valid time.
+        lead : int
+            Hours since the start of the forecast; 0 for an analysis.
+        stats : Stats, optional
+            Of the system that ``values`` come from; default: those of training.
+        """
+        mean, std = ((stats or self.coarse.stats).arrays(self.coarse.schema)[i][:, None, None] for i in (0, 1))
+        normalized = (self.interpolate(values.astype("f4", copy=False)) - mean) / std
+        sun = self._insolation(time).numpy() / np.float32(SOLAR_CONSTANT / 4)
+        fields = torch.from_numpy(np.concatenate([normalized, self.domain.statics.cpu().numpy(), sun]))
+        scalars = calendar_features(time, self.calendar)[0]
+        return Inputs(fields, scalars if self.leads is None else torch.cat([scalars, torch.tensor([lead / _LEAD])]))
+
+    def _insolation(self, time: np.datetime64) -> Tensor:
+        """Mean over the hour that ends at a time, shape (1, H, W), W m-2."""
+        return inner_insolation(time, self.fine.grid, 0, 0)[0]
+
+    def condition(self, inputs: Inputs, patch: tuple[int, int] | None = None) -> Condition:
+        """The same on the device, with the mean."""
+        condition = Condition(inputs.fields[None].to(self.device), inputs.scalars[None].to(self.device))
+        return condition._replace(mean=self.network.mean(condition, tiling=self.tiling(patch)))
+
+    def sample(
+        self,
+        condition: Condition,
+        seeds: Sequence[Seed],
+        time: np.datetime64,
+        *,
+        solver: SolverConfig | None = None,
+        patch: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """One member per seed, shape (M, C, H, W), physical, within physical limits."""
+        members = self.network.sample(condition, seeds, solver=solver or self.solver, tiling=self.tiling(patch))
+        return self.physical(members, time)
+
+    def physical(self, fields: Tensor, time: np.datetime64) -> Tensor:
+        """Normalized (..., C, H, W) to physical within physical limits; no sunshine while the sun is down."""
+        return bound(self.scale_fine.inverse(fields.float()), self.fine.schema, self._insolation(time)[0].to(fields.device))
+
+    def tiling(self, patch: tuple[int, int] | None = None) -> TilingConfig:
+        """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size."""
+        rows, columns = self.fine.grid.shape
+        patch = patch or self.patch or ((_PATCH, _PATCH) if rows * columns > _WHOLE else None)
+        if patch is None:
+            return TilingConfig()
+        overlap = min(32, min(patch) // 4)
+        return TilingConfig(patch=tuple(patch), overlap=overlap, margin=min(4, overlap // 4))
+
+    def require_lead(self, forecast: bool) -> None:
+        """Refuse an analysis where the errors of forecasts are to be added.
+
+        Raises
+        ------
+        InputError
+        """
+        if self.leads is not None and not forecast:
+            found = f"an analysis; {self.name!r} was trained on forecasts of {self.leads[0]} to {self.leads[1]} hours"
+            raise InputError("nothing was downscaled", [f"found {found}. Give a forecast, or choose another model"])

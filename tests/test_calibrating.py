@@ -1,0 +1,75 @@
+"""Calibration: factors against closed forms, what is kept with the model, bad input."""
+
+import numpy as np
+import pytest
+from pairs import pair, trained
+
+import xscalemixer as xsm
+from xscalemixer.calibrating import _Errors, _factors
+from xscalemixer.errors import InputError, TimeError
+from xscalemixer.nn.sampling import SolverConfig
+
+FEW = (SolverConfig(steps=3),)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+def drawn(spread, members=6, places=4000):
+    """Truth of standard deviation 1 in three channels, members of another."""
+    random = np.random.default_rng(0)
+    return _Errors(random.normal(size=(places, 3)), spread * random.normal(size=(places, members, 3)))
+
+
+def test_factor_undoes_a_wrong_spread(model):
+    found = drawn(np.array([0.5, 1.0, 2.0]))
+    np.testing.assert_allclose(_factors(found, model), [2.0, 1.0, 0.5], rtol=0.05)
+    np.testing.assert_allclose(found.scores(_factors(found, model))["spread_skill"], 1.0, rtol=1e-6)
+
+
+def test_members_that_are_alike_are_refused(model):
+    alike = _Errors(np.ones((5, 3)), np.ones((5, 2, 3)))
+    with pytest.raises(InputError, match="members of t2m, u10, ssrd hardly differ"):
+        _factors(alike, model)
+
+
+def test_scores_by_hand():
+    one = _Errors(np.array([[0.5]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
+    # the truth lies between the two members
+    assert one["ranks"].tolist() == [[0.0, 1.0, 0.0]]
+    two = _Errors(np.array([[1.0]]), np.array([[[0.0], [3.0]]])).scores(np.ones(1))
+    assert two["crps"][0] == pytest.approx((1 + 2) / 2 - 3 / 2)
+    assert two["spread_skill"][0] == pytest.approx(np.sqrt(3 / 2 * 4.5 / 0.25))
+
+
+def test_reliable_members_have_flat_ranks():
+    scores = drawn(1.0).scores(np.ones(3))
+    np.testing.assert_allclose(scores["ranks"], 1 / 7, atol=0.03)
+    # fair CRPS of a normal forecast over the mean absolute error of its mean: (1 / sqrt(pi)) / sqrt(2 / pi)
+    np.testing.assert_allclose(scores["crps"], np.sqrt(0.5), rtol=0.05)
+
+
+def test_what_was_found_goes_with_the_model(model, tmp_path):
+    fitted = xsm.calibrate(model, pair(), members=3, samples=2, solvers=FEW)
+    assert (model.network.spread == 1).all() and not (fitted.network.spread == 1).any()
+    about = fitted.about["calibration"]["channels"]["t2m"]
+    assert about["spread_skill"][1] == [pytest.approx(1.0, abs=1e-3)]
+    fitted.save(tmp_path / "fitted")
+    again = xsm.load(tmp_path / "fitted")
+    assert again.solver == FEW[0] and (again.network.spread == fitted.network.spread).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": 1}, "members=1. Needed: 2 or more"),
+        ({"samples": 0}, "samples=0"),
+        ({"periods": (("2020-06-01T12", "2020-06-01T18"),)}, "shares times with the training"),
+        ({"periods": (("2031-01-01", "2031-01-02"),)}, "no pairs of input and target"),
+    ],
+)
+def test_bad_settings(model, changes, message):
+    with pytest.raises((InputError, TimeError), match=message):
+        xsm.calibrate(model, pair(), **{"members": 2, "samples": 1, "solvers": FEW, **changes})

@@ -1,0 +1,272 @@
+"""downscale: members that depend on their own seed alone, streaming and resuming, coherence, bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pairs import config, forecasts, pair, trained
+from worlds import HOUR, START, forecaster
+
+import xscalemixer as xsm
+from xscalemixer import store
+from xscalemixer.downscaling import seeds_of
+from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
+from xscalemixer.nn.sampling import MemberNoise, SolverConfig
+
+FEW = SolverConfig(steps=3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    found = trained()
+    found.solver = FEW
+    return found
+
+
+@pytest.fixture(scope="module")
+def chain():
+    tree = xr.DataTree.from_dict({"/input": forecasts(4), "/target": pair(48)["target"].to_dataset()})
+    found = xsm.train(config(inputs=("t2m", "u10")), tree, min_samples=1, workers=1)
+    found.solver = FEW
+    return found
+
+
+@pytest.fixture
+def coarse():
+    return pair(3)["input"].to_dataset()
+
+
+def noise(seed, shape=(1, 60, 60)):
+    return MemberNoise([seed], shape)()[0]
+
+
+# --- what comes out
+
+
+def test_analysis(model, coarse):
+    out = coarse.scalemixer.downscale(members=2, model=model)
+    assert out["t2m"].dims == ("time", "member", "latitude", "longitude")
+    assert out["t2m"].shape == (3, 2, 12, 16) and out["t2m"].attrs["units"] == "K"
+    assert set(out["orog"].dims) == {"latitude", "longitude"}
+    assert (out["ssrd"] >= 0).all() and out["t2m"].std("member").min() > 0
+
+
+def test_forecast(model):
+    out = xsm.downscale(forecasts(2, 3), 2, model=model)
+    assert out["u10"].dims == ("reference_time", "lead_time", "member", "latitude", "longitude")
+    assert out["u10"].shape[:3] == (2, 3, 2)
+    assert out["valid_time"].values[1, 2] == START + 9 * HOUR
+
+
+def test_the_mean_is_the_regression(model, coarse):
+    mean = xsm.downscale(coarse, "mean", model=model)
+    assert "member" not in mean.dims
+    inputs = model.inputs(np.zeros((3, *model.coarse.grid.shape), "f4"), START, 0)
+    assert inputs.fields.shape == (6, 12, 16) and inputs.scalars.shape == (4,)
+    still = trained()
+    still.network.residual_scale.zero_()
+    np.testing.assert_allclose(xsm.downscale(coarse, 1, model=still, solver=FEW)["t2m"].isel(member=0), mean["t2m"], atol=1e-3)
+
+
+def test_upper_air_targets():
+    tree = pair()
+    levels = {"level": [500.0, 850.0]}
+    upper = tree["target"].to_dataset()
+    upper["t"] = (upper["t2m"] - 20).expand_dims(levels, 1).assign_attrs(standard_name="air_temperature", units="K")
+    upper["level"].attrs = {"units": "hPa", "standard_name": "air_pressure"}
+    tree = xr.DataTree.from_dict({"/input": tree["input"].to_dataset(), "/target": upper})
+    found = xsm.train(config(outputs=("t_850", "t2m", "t_500")), tree, min_samples=1, workers=1)
+    out = xsm.downscale(pair(2)["input"].to_dataset(), 1, model=found, solver=FEW)
+    assert out["t"].dims == ("time", "member", "level", "latitude", "longitude")
+    assert out["level"].values.tolist() == [500, 850] and not out["t"].isnull().any()
+
+
+def test_longitudes_as_the_input_counts_them(model, coarse):
+    turned = coarse.assign_coords(longitude=(coarse["longitude"] + 180) % 360 - 180).sortby("longitude")
+    east, west = (xsm.downscale(ds, 1, model=model) for ds in (coarse, turned))
+    np.testing.assert_array_equal(east["t2m"].values, west["t2m"].values)
+
+
+def test_a_finer_input_is_first_averaged(model):
+    """Detail that the networks never saw in an input does not reach them."""
+    from worlds import globe
+
+    fine = globe((START + HOUR,), np.linspace(89.5, -89.5, 180), np.arange(0.5, 360, 1.0))
+    rough = fine.assign(t2m=fine["t2m"] + 20 * (-1.0) ** np.arange(360))
+    smooth, bumpy = (xsm.downscale(ds, "mean", model=model)["t2m"] for ds in (fine, rough))
+    np.testing.assert_allclose(smooth, bumpy, atol=1.0)
+
+
+# --- members
+
+
+def test_a_member_is_the_same_alone_and_at_its_time_alone(model, coarse):
+    several = xsm.downscale(coarse, 4, model=model, seed=3)
+    alone = xsm.downscale(coarse.isel(time=[1]), [2], model=model, seed=3)
+    assert alone["member"].values.tolist() == [2]
+    np.testing.assert_array_equal(alone["t2m"].values[0, 0], several["t2m"].values[1, 2])
+    other = xsm.downscale(coarse.isel(time=[1]), [2], model=model, seed=4)
+    assert (other["t2m"].values != alone["t2m"].values).any()
+
+
+def test_members_together_are_those_alone(model, coarse):
+    alone, together = (xsm.downscale(coarse, 3, model=model, together=n) for n in (1, 3))
+    np.testing.assert_allclose(alone["t2m"], together["t2m"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("hours", "wanted"), [(0, 1.0), (3, math.cos(math.pi / 4)), (6, 0.0), (12, 0.0)])
+def test_coherent_noise_turns_away(hours, wanted):
+    first, later = (noise(seeds_of(0, 1, 0, hour, 6.0)) for hour in (0.0, float(hours)))
+    assert (first * later).mean().item() == pytest.approx(wanted, abs=0.05)
+    assert later.std().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_shared_noise_and_noise_of_its_own():
+    assert seeds_of(0, 1, 0, 5.0, math.inf) == seeds_of(0, 1, 0, 50.0, math.inf)
+    assert len({seeds_of(*key) for key in ((0, 1, 0, 5.0), (0, 1, 0, 6.0), (0, 2, 0, 5.0), (1, 1, 0, 5.0), (0, 1, 9, 5.0))}) == 5
+
+
+# --- streaming
+
+
+def test_streamed_is_the_same(model, tmp_path):
+    fc = forecasts(2, 2)
+    held, streamed = (xsm.downscale(fc, 2, model=model, to=to) for to in (None, tmp_path / "a.zarr"))
+    xr.testing.assert_equal(held.drop_vars("valid_time"), streamed.load().drop_vars("valid_time"))
+
+
+def test_resumed_where_it_stopped(model, coarse, tmp_path, monkeypatch):
+    path, whole, made = tmp_path / "a.zarr", xsm.downscale(coarse, 2, model=model), []
+    write = store.BlockStore.write
+
+    def stop_after_four(self, where, block):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(where)
+        write(self, where, block)
+
+    monkeypatch.setattr(store.BlockStore, "write", stop_after_four)
+    with pytest.raises(KeyboardInterrupt):
+        xsm.downscale(coarse, 2, model=model, to=path)
+    assert [where["member"] for where in made] == [[0, 1]] * 3 + [[1, 2]]  # complete members first
+    monkeypatch.setattr(store.BlockStore, "write", lambda self, *block: (made.append(block), write(self, *block)))
+    again = xsm.downscale(coarse, 2, model=model, to=path, resume=True)
+    assert len(made) == 6
+    xr.testing.assert_equal(again[["t2m"]].load(), whole[["t2m"]])
+    with pytest.raises(InputError, match="seed: the store has 0, this run 1"):
+        xsm.downscale(coarse, 2, model=model, to=path, resume=True, seed=1)
+
+
+def test_full_disk(model, coarse, tmp_path, monkeypatch):
+    sizes = iter([10**9, *[10**3] * 9])
+    monkeypatch.setattr(store, "_free", lambda path: next(sizes))
+    monkeypatch.setattr(store.BlockStore, "_sync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="(?s)the disk is too small .* go on with resume=True"):
+        xsm.downscale(coarse, 2, model=model, to=tmp_path / "a.zarr")
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": 0}, "members=0; needed 1 or more"),
+        ({"members": [1, 2, 1]}, "members 1 occur more than once; they would have the same noise"),
+        ({"members": [0.5]}, "needed their number, a list of whole numbers"),
+        ({"seed": [1, 1]}, r"seed=\[1, 1\]; needed one whole number"),
+        ({"solver": "rk4"}, "solver='rk4'; needed 'heun', 'fast'"),
+        ({"coherence": 0}, "coherence=0; needed a positive number of hours"),
+        ({"together": 0}, "together=0"),
+        ({"patch": (4, 4)}, "both 16 or more"),
+        ({"resume": True}, "add to='run.zarr'"),
+    ],
+)
+def test_bad_settings(model, coarse, changes, message):
+    with pytest.raises(InputError, match=message):
+        xsm.downscale(coarse, **{"members": 1, "model": model, **changes})
+
+
+def test_all_bad_settings_at_once(model, coarse):
+    with pytest.raises(InputError, match=r"\(3 problems\)"):
+        xsm.downscale(coarse, 0, model=model, coherence=-1, together=0)
+
+
+def test_missing_levels_and_variables(model, coarse):
+    with pytest.raises(SchemaError, match="850"):
+        xsm.downscale(coarse.sel(level=[500.0]), 1, model=model)
+    with pytest.raises(SchemaError, match="no 2 m temperature"):
+        xsm.downscale(coarse.drop_vars("t2m"), 1, model=model)
+
+
+def test_input_elsewhere(model, coarse):
+    with pytest.raises(GridError, match="lies outside the data"):
+        xsm.downscale(coarse.sel(latitude=slice(10, -80)), 1, model=model)
+
+
+def test_beyond_the_range_of_training(model, coarse, caplog):
+    hot = coarse.assign(t2m=coarse["t2m"] + 25)
+    xsm.downscale(hot, "mean", model=model)
+    assert "t2m: 312" in caplog.text and "standard deviations above the greatest value of training" in caplog.text
+    caplog.clear()
+    xsm.downscale(coarse, "mean", model=model)
+    assert "standard deviations" not in caplog.text
+
+
+def test_statistics_of_the_source_remove_its_bias(model, coarse, caplog):
+    biased = lambda ds: ds.assign(t2m=ds["t2m"] + 5)
+    past = pair(18)["input"].to_dataset()
+    right = xsm.downscale(coarse, "mean", model=model, source=past)["t2m"]
+    np.testing.assert_allclose(xsm.downscale(biased(coarse), "mean", model=model, source=biased(past))["t2m"], right, atol=1e-2)
+    assert abs(float((xsm.downscale(biased(coarse), "mean", model=model)["t2m"] - right).mean())) > 1.0
+
+
+def test_members_of_the_input(model):
+    both = xr.concat([forecasts(1, 2)] * 2, "member").assign_coords(member=[0, 1])
+    with pytest.raises(InputError, match="2 members. Needed: a forecast without members"):
+        xsm.downscale(both, 1, model=model)
+
+
+def test_models_for_something_else(model, coarse, tmp_path):
+    with pytest.raises(InputError, match="model=int cannot downscale"):
+        xsm.downscale(coarse, 1, model=3)
+    forecaster().save(tmp_path / "coupled")
+    with pytest.raises(InputError, match="it is a model that forecasts"):
+        xsm.downscale(coarse, 1, model=tmp_path / "coupled")
+    model.save(tmp_path / "corrdiff")
+    with pytest.raises(InputError, match="it is a model that downscales"):
+        xsm.forecast(coarse, 6, model=tmp_path / "corrdiff")
+
+
+# --- on top of forecasts
+
+
+def test_errors_of_forecasts_need_forecasts(chain, coarse):
+    assert chain.leads == (1, 12)
+    with pytest.raises(InputError, match="trained on forecasts of 1 to 12 hours"):
+        xsm.downscale(coarse, 1, model=chain)
+
+
+def test_the_lead_time_is_told(chain, caplog):
+    values = np.zeros((2, *chain.coarse.grid.shape), "f4")
+    early, late = (chain.inputs(values, START, lead).scalars for lead in (1, 12))
+    torch.testing.assert_close(late - early, torch.tensor([0, 0, 0, 0, 11 / 24]))
+    xsm.downscale(forecasts(1, 14).isel(lead_time=[13]), "mean", model=chain)
+    assert "lead_time: 14 to 14 h, where the model was trained on 1 to 12 h" in caplog.text
+
+
+def test_pair_of_forecasts_and_truth(caplog):
+    truth = pair(20)["target"].to_dataset().drop_vars(["orog", "lsm"])
+    fc = forecasts(2, 6).sel(latitude=slice(52, 36), longitude=slice(76, 100))
+    tree = xsm.downscaling_pair(fc, truth, leads=[2, 4])
+    assert tree["input"].sizes["lead_time"] == 2 and "orog" not in tree["target"]
+    seen = forecaster()
+    seen.about["trained_on"] = [{"train": [[str(START - HOUR), str(START)]]}]
+    xsm.downscaling_pair(fc, truth, model=seen)
+    assert "1 of 2 starts lie in the training periods of tiny" in caplog.text
+    with pytest.raises(TimeError, match=r"no lead times \[48\] h"):
+        xsm.downscaling_pair(fc, truth, leads=[48])
+    with pytest.raises(TimeError, match="needed common times"):
+        xsm.downscaling_pair(fc, truth.assign_coords(time=truth["time"] + np.timedelta64(400, "D")))

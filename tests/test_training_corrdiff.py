@@ -1,0 +1,255 @@
+"""Training of CorrDiff: pairs and their checks, objectives, resuming, what the model keeps."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pairs import config, forecasts, pair, trained
+from torch.utils.data import default_collate
+from worlds import HOUR, forecaster
+
+import xscalemixer as xsm
+from xscalemixer.coarse import around
+from xscalemixer.downscaler import Downscaler
+from xscalemixer.errors import CheckpointError, InputError, SchemaError
+from xscalemixer.grids import Grid
+from xscalemixer.nn.corrdiff import Condition
+from xscalemixer.nn.draws import drawing_for, normal
+from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
+from xscalemixer.variables import Schema
+
+
+@pytest.fixture(scope="module")
+def data():
+    return PairData.of(config(), pair())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+def chain_pair():
+    return xr.DataTree.from_dict({"/input": forecasts(4), "/target": pair(48)["target"].to_dataset()})
+
+
+def batch(data, model, count=2):
+    samples = data.samples(model, config().train)
+    return default_collate([samples[i] for i in range(count)])
+
+
+# --- pairs
+
+
+def test_statistics_are_those_of_the_interpolated_fields(data):
+    source = pair()["input"].to_dataset()["t2m"].isel(time=slice(18))
+    fine = data.fine.grid
+    inside = source.interp(latitude=list(fine.latitude), longitude=list(fine.longitude))
+    assert data.coarse.stats.mean["t2m"] == pytest.approx(float(inside.mean()), abs=1e-2)
+    assert data.coarse.stats.std["t2m"] == pytest.approx(float(inside.std()), rel=1e-3)
+    assert data.fine.stats.mean["ssrd"] == 0.0
+
+
+def test_samples_match_input_and_truth_in_time(data, model):
+    sample = data.samples(model, (("2020-06-02T06", "2020-06-02T12"),))[2]
+    truth = pair()["target"]["t2m"].sel(time="2020-06-02T09").values
+    found = sample["target"][0].numpy() * data.fine.stats.std["t2m"] + data.fine.stats.mean["t2m"]
+    np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_forecasts_are_matched_by_valid_time_and_stay_in_their_period():
+    tree = chain_pair()
+    pairs = PairData.of(config(inputs=("t2m", "u10")), tree).pairs
+    assert (pairs.reference + pairs.lead * HOUR == pairs.time).all()
+    np.testing.assert_array_equal(tree["target"]["time"].values[pairs.place], pairs.time)
+    chosen = pairs.within((("2020-06-01T18", "2020-06-02T03"),))
+    # from 18 UTC nine leads, from 00 UTC three; those from 12 UTC begin before the period
+    assert sorted(pairs.lead[chosen]) == sorted([*range(1, 10), *range(1, 4)])
+
+
+def test_only_the_part_of_the_input_that_is_needed():
+    globe = xr.Dataset(coords={"latitude": np.arange(88.0, -90, -4), "longitude": np.arange(0.0, 360, 4)})
+    assert around(globe, Grid.regular(50, 80, 1, (10, 10))) == Grid.regular(52, 76, 4, (4, 5))
+    seam = around(globe, Grid.regular(50, -5, 1, (10, 10)))
+    assert seam.longitude == (-8.0, -4.0, 0.0, 4.0, 8.0)
+
+
+def test_lazy_data_give_the_same(data):
+    lazy = xr.DataTree.from_dict({name: pair()[name].to_dataset().chunk(time=5) for name in ("input", "target")})
+    assert PairData.of(config(), lazy, memory=0.0).digests == data.digests
+
+
+# --- objectives
+
+
+def test_regression_starts_from_the_input(data):
+    """A network that adds nothing leaves shared variables as interpolated."""
+    fresh = CoarseToFine(config()).fresh(data)
+    one = batch(data, fresh)
+    with torch.no_grad():
+        mean = fresh.network.regression.eval()(Condition(one["fields"], one["scalars"]))
+    physical = fresh.scale_fine.inverse(mean)[:, 0]
+    coarse = one["fields"][:, 0] * data.coarse.stats.std["t2m"] + data.coarse.stats.mean["t2m"]
+    torch.testing.assert_close(physical, coarse, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("patch", [None, (8, 8)])
+def test_diffusion_leaves_the_regression_alone(data, model, patch):
+    objective = DiffusionObjective(model, config(patch=patch)).train()
+    assert not objective.network.regression.training and objective.network.diffusion.training
+    value, _ = objective.loss(batch(data, model))
+    value.backward()
+    assert all(p.grad is None for p in model.network.regression.parameters())
+    assert any(p.grad is not None for p in objective.trainable())
+    objective.zero_grad(set_to_none=True), model.eval()
+
+
+def test_validation_is_always_the_same(data, model):
+    objective = DiffusionObjective(model, config(patch=(8, 8))).eval()
+    (one, parts), (two, _) = (objective.loss(batch(data, model)) for _ in range(2))
+    assert one == two
+    levels = [value for name, value in parts.items() if name.startswith("noise_")]
+    assert len(levels) == 3 and torch.stack(levels).mean().item() == pytest.approx(one.item(), rel=1e-5)
+
+
+def test_passes_draw_what_the_whole_batch_would():
+    with drawing_for(0, 4, 4, 7):
+        whole = normal(8, 3)
+    parts = []
+    for first in (0, 2):
+        with drawing_for(first, 2, 4, 7):
+            parts.append(normal(4, 3))
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_regression_loss_is_the_mean_square_over_channels(data, model):
+    value, parts = RegressionObjective(model, config()).eval().loss(batch(data, model))
+    assert value.item() == pytest.approx(np.mean([parts[c].item() for c in ("t2m", "u10", "ssrd")]), rel=1e-5)
+
+
+def test_scale_of_the_residual_is_measured(data, model):
+    """What the diffusion learns has the standard deviation that it expects."""
+    errors = []
+    for sample in data.samples(model, config().train):
+        one = {name: value[None] for name, value in sample.items()}
+        errors.append(one["target"] - model.network.mean(Condition(one["fields"], one["scalars"])))
+    found = torch.cat(errors).square().mean((0, 2, 3)).sqrt() / model.network.residual_scale.flatten()
+    torch.testing.assert_close(found, torch.full((3,), 0.5), rtol=1e-3, atol=0)
+
+
+# --- runs
+
+
+def test_a_run_goes_on_and_gives_the_same(tmp_path, model):
+    xsm.train(config(), pair(), folder=tmp_path, min_samples=1, workers=1)
+    (tmp_path / "1-diffusion.safetensors").unlink()
+    again = xsm.train(config(), pair(), folder=tmp_path, min_samples=1, workers=1)
+    for name, value in model.modules.state_dict().items():
+        torch.testing.assert_close(again.modules.state_dict()[name], value, rtol=0, atol=0)
+    finished = xsm.train(config(), pair(), folder=tmp_path, min_samples=1, workers=1)
+    assert finished.about == again.about and finished.about["residual"]["std"].keys() == {"t2m", "u10", "ssrd"}
+    with pytest.raises(InputError, match="stages of another run"):
+        xsm.train(config(seed=1), pair(), folder=tmp_path, min_samples=1)
+
+
+def test_training_lowers_the_errors():
+    stages = (xsm.Stage(kind="regression", updates=40, batch=4, peak=5e-3),)
+    found = xsm.train(config(stages=stages, check_every=40), pair(), min_samples=1, workers=1)
+    record = found.about["training"][0]
+    assert record["update"] > 0 and record["validation"] < 0.5
+
+
+def test_saved_and_loaded(model, tmp_path):
+    model.save(tmp_path / "mine")
+    again = xsm.load(tmp_path / "mine")
+    assert isinstance(again, Downscaler) and again.weights_sha256() == model.weights_sha256()
+    assert json.dumps({**again.to_dict(), "name": "tiny"}) == json.dumps(model.to_dict())
+    np.testing.assert_array_equal(again.static["orog"], model.static["orog"])
+
+
+def test_description_with_other_keys(model):
+    with pytest.raises(CheckpointError, match="missing key 'leads'"):
+        Downscaler.from_dict({key: value for key, value in model.to_dict().items() if key != "leads"})
+
+
+def test_settings_from_json():
+    settings = config(patch=(8, 8))
+    assert xsm.CorrDiffConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    with pytest.raises(InputError, match="patch='8'. Needed: a list or null"):
+        xsm.CorrDiffConfig.from_dict({**settings.to_dict(), "patch": "8"})
+
+
+# --- bad input
+
+STAGES = config().stages
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": ()}, "inputs: none. Needed: at least one channel"),
+        ({"outputs": ("t2m", "t2m")}, "t2m is named twice"),
+        ({"outputs": ("t_850x", "q")}, "'t_850x' is no channel.*'q' is no channel"),
+        ({"stages": STAGES[1:]}, "no regression before it"),
+        ({"stages": STAGES[::-1]}, "which was trained on the errors of the regression before"),
+        ({"stages": (xsm.Stage(kind="regional", updates=1),)}, "a stage of another network than CorrDiffConfig trains"),
+        (
+            {"stages": (replace(STAGES[0], steps=2, detach=True),)},
+            "(?s)detach=True. Needed: a roll-out.*steps=2. Needed: a stage of",
+        ),
+        ({"first_guess": "terrain"}, "first_guess: 'terrain'. Needed: nothing"),
+        ({"statics": ("orog",)}, '"orog" and "lsm", then some of'),
+        ({"patches": 8}, "patches: 8 of no size. Needed: patch= too"),
+        ({"patch": (64, 8)}, r"\(64, 8\) is larger than the target, 12 x 16"),
+        ({"size": "huge"}, 'one of "tiny", "small", "paper", "china"'),
+        ({"network": {"width": 3}}, "unknown key 'width'"),
+        ({"validation": (("2020-06-01T18", "2020-06-02T12"),)}, "no common times"),
+        ({"validation": (("2030-01-01", "2030-01-02"),)}, "0 pairs of input and target"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(InputError, match=message):
+        xsm.train(config(**changes), pair(), min_samples=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["input"].to_dataset(), "a Dataset. Needed: a DataTree"),
+        (lambda t: xr.DataTree.from_dict({"/input": t["input"].to_dataset()}), "'/target'"),
+        (lambda t: later(t), "share no valid time"),
+        (lambda t: without(t, "target", "orog"), "no orog"),
+        (lambda t: without(t, "target", "ssrd"), "ssrd: no surface downward"),
+        (lambda t: without(t, "input", "t"), "/input: t"),
+    ],
+)
+def test_bad_pairs(change, message):
+    with pytest.raises(InputError, match=message):
+        xsm.train(config(), change(pair()), min_samples=1)
+
+
+def later(tree):
+    target = tree["target"].to_dataset()
+    moved = target.assign_coords(time=target["time"] + np.timedelta64(99, "D"))
+    return xr.DataTree.from_dict({"/input": tree["input"].to_dataset(), "/target": moved})
+
+
+def without(tree, group, name):
+    parts = {key: tree[key].to_dataset() for key in ("input", "target")}
+    return xr.DataTree.from_dict({**parts, group: parts[group].drop_vars(name)})
+
+
+def test_the_two_trainings_are_told_apart():
+    with pytest.raises(InputError, match="a CorrDiffConfig trains no model with a global network. Leave out outer="):
+        xsm.train(config(), pair(), outer=forecaster())
+    with pytest.raises(ValueError, match="kind='residual'; choose one of .*'regression', 'diffusion'"):
+        xsm.Stage(kind="residual", updates=1)
+
+
+def test_channels_by_name():
+    assert Schema.of_channels("refc", "t_500", "pr").channels == ("refc", "t_500", "pr")
+    with pytest.raises(SchemaError, match="needed names such as"):
+        Schema.of_channels("t2m_850")
