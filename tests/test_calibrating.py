@@ -36,7 +36,7 @@ def test_members_that_are_alike_are_refused(model):
 
 
 def test_scores_by_hand():
-    one = _Errors(np.array([[0.5]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
+    one = _Errors(np.array([[0.6]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
     # the truth lies between the two members
     assert one["ranks"].tolist() == [[0.0, 1.0, 0.0]]
     two = _Errors(np.array([[1.0]]), np.array([[[0.0], [3.0]]])).scores(np.ones(1))

@@ -1,11 +1,10 @@
 """Fields from smooth terrain to relief, as arrays: the same as by datasets, anywhere on the globe."""
 
 import numpy as np
-import pytest
 from test_terrain import relief, world
 
-from xscalemixer.carrying import Carrier, surroundings
-from xscalemixer.grids import Grid, grid_of
+from xscalemixer.carrying import Carrier
+from xscalemixer.grids import grid_of
 from xscalemixer.relief import Relief
 
 
@@ -33,18 +32,3 @@ def test_leading_dimensions_are_free():
     (one,) = carrier.air(ds["t2m"].values[0])
     assert one.shape == (50, 60) and one.dtype == np.float32
     np.testing.assert_array_equal(three[0], one)
-
-
-@pytest.mark.parametrize("west", [84.0, 177.0, -1.0])
-def test_surroundings_are_counted_as_the_relief_counts(west):
-    globe = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
-    rows, columns, part = surroundings(globe, made(relief(west=west)))
-    assert part.shape == (rows.size, columns.size) and not part.outside(grid_of(relief(west=west)))
-    np.testing.assert_allclose(np.array(part.longitude) % 360, np.array(globe.longitude)[columns])
-    assert part.longitude[0] < west and part.longitude[-1] > west + 5.9
-
-
-def test_small_grids_are_taken_whole():
-    ds = world()
-    rows, columns, part = surroundings(grid_of(ds), made(relief()), margin=100)
-    assert part == grid_of(ds) and (rows.size, columns.size) == part.shape

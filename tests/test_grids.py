@@ -4,7 +4,7 @@ import pytest
 import xarray as xr
 
 from xscalemixer.errors import GridError
-from xscalemixer.grids import EARTH_RADIUS, CurvilinearGrid, Grid, cell_edges, grid_of, unit_vectors
+from xscalemixer.grids import EARTH_RADIUS, CurvilinearGrid, Grid, cell_edges, grid_of, surroundings, unit_vectors
 from xscalemixer.projections import from_projection
 
 LAMBERT = pyproj.CRS("+proj=lcc +lat_0=38.5 +lon_0=262.5 +lat_1=38.5 +lat_2=38.5 +R=6371229")
@@ -185,3 +185,24 @@ def test_grid_of_refuses(coords, message):
 
 def test_unit_vectors():
     np.testing.assert_allclose(unit_vectors([0, 0, 90], [0, 90, 7]), np.eye(3), atol=1e-15)
+
+
+@pytest.mark.parametrize("west", [84.0, 177.0, -1.0])
+def test_surroundings_are_counted_as_the_target_counts(west):
+    globe, target = Grid.regular("87.1875", "2.8125", "5.625", (32, 64)), Grid.regular("35", str(west), "0.1", (50, 60))
+    rows, columns, part = surroundings(globe, target)
+    assert part.shape == (rows.size, columns.size) and not part.outside(target)
+    np.testing.assert_array_equal(np.array(part.longitude) % 360, np.array(globe.longitude)[columns])
+    assert part.longitude[0] < west and part.longitude[-1] > west + 5.9
+
+
+def test_surroundings_are_no_larger_than_needed():
+    globe = Grid.regular(88, 0, 4, (44, 90))
+    assert surroundings(globe, Grid.regular(50, 80, 1, (10, 10)), margin=1)[2] == Grid.regular(52, 76, 4, (4, 5))
+    assert surroundings(globe, Grid.regular(50, -5, 1, (10, 10)), margin=1)[2].longitude == (-8.0, -4.0, 0.0, 4.0, 8.0)
+
+
+def test_small_grids_are_taken_whole():
+    few = Grid.regular(50, 80, 1, (10, 10))
+    rows, columns, part = surroundings(few, few, margin=100)
+    assert part == few and (rows.size, columns.size) == few.shape

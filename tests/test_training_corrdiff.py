@@ -12,10 +12,8 @@ from torch.utils.data import default_collate
 from worlds import HOUR, forecaster
 
 import xscalemixer as xsm
-from xscalemixer.coarse import around
 from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, SchemaError
-from xscalemixer.grids import Grid
 from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
@@ -68,13 +66,6 @@ def test_forecasts_are_matched_by_valid_time_and_stay_in_their_period():
     chosen = pairs.within((("2020-06-01T18", "2020-06-02T03"),))
     # from 18 UTC nine leads, from 00 UTC three; those from 12 UTC begin before the period
     assert sorted(pairs.lead[chosen]) == sorted([*range(1, 10), *range(1, 4)])
-
-
-def test_only_the_part_of_the_input_that_is_needed():
-    globe = xr.Dataset(coords={"latitude": np.arange(88.0, -90, -4), "longitude": np.arange(0.0, 360, 4)})
-    assert around(globe, Grid.regular(50, 80, 1, (10, 10))) == Grid.regular(52, 76, 4, (4, 5))
-    seam = around(globe, Grid.regular(50, -5, 1, (10, 10)))
-    assert seam.longitude == (-8.0, -4.0, 0.0, 4.0, 8.0)
 
 
 def test_lazy_data_give_the_same(data):

@@ -11,7 +11,7 @@ __all__ = ["DatasetAccessor", "TreeAccessor"]
 
 @xr.register_dataset_accessor("scalemixer")
 class DatasetAccessor:
-    """Forecasts from a Dataset and pictures of them; holds nothing but the dataset."""
+    """Forecasts and ensembles from a Dataset, their scores and pictures; holds nothing but the dataset."""
 
     def __init__(self, ds: xr.Dataset):
         self._ds = ds

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from xscalemixer.downscaler import Downscaler
+from xscalemixer.downscaler import Downscaler, Inputs
 from xscalemixer.downscaling import downscaler_of, seeds_of
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.nn.sampling import SolverConfig
@@ -176,8 +176,7 @@ def _errors(
     errors, residuals = [], []
     for item in chosen:
         sample, i = data[item], int(data.chosen[item])
-        inputs = model.inputs(data.pairs.inputs[i : i + 1][0], data.pairs.time[i], int(data.pairs.lead[i]))
-        condition = model.condition(inputs)
+        condition = model.condition(Inputs(sample["fields"], sample["scalars"]))
         errors.append(at(sample["target"].to(model.device) - cast("torch.Tensor", condition.mean)[0]).T)
         one = []
         for member in range(members):

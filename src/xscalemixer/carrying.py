@@ -17,30 +17,7 @@ from xscalemixer.physics.sunlight import Sunshine, short_wave_on_relief
 from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief
 
-__all__ = ["Carrier", "surroundings"]
-
-
-def surroundings(grid: Grid, relief: Relief, margin: int = 3) -> tuple[np.ndarray, np.ndarray, Grid]:
-    """The part of a grid that relief needs, with some cells around it, so that lapse rates see their neighbors.
-
-    Returns
-    -------
-    rows, columns : array of int
-    part : Grid
-        Those rows and columns, longitudes counted as the relief counts them.
-    """
-    latitude, longitude = relief.places
-    unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
-    west, width = unwrapped.min(), np.ptp(unwrapped)
-    north_south, east_west = (margin * step for step in grid.spacing)
-    rows = np.array(grid.latitude)
-    rows = np.flatnonzero((rows >= latitude.min() - north_south) & (rows <= latitude.max() + north_south))
-    around = (np.array(grid.longitude) - west + east_west) % 360
-    columns = np.argsort(around)[: int((around <= width + 2 * east_west).sum())]
-    if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
-        return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid
-    part = Grid(tuple(np.array(grid.latitude)[rows].tolist()), tuple((around[columns] + west - east_west).tolist()))
-    return rows, columns, part
+__all__ = ["Carrier"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from xscalemixer.samples import Fields, LazyFields
 from xscalemixer.state import HOUR, fields_of
 from xscalemixer.variables import Schema
 
-__all__ = ["Coarse", "Interpolated", "around"]
+__all__ = ["Coarse", "Interpolated"]
 
 _HELD = 2**30  # bytes of coarse fields that are read at once and kept
 
@@ -139,24 +139,6 @@ class Interpolated:
     def __getitem__(self, times: slice | np.ndarray) -> np.ndarray:
         """(n, C, H, W)."""
         return self._regridder(self._values[times])
-
-
-def around(ds: xr.Dataset, fine: Grid) -> Grid | None:
-    """The part of a latitude-longitude grid that is needed to interpolate onto another one; None for other grids."""
-    source = grid_of(ds)
-    if not isinstance(source, Grid):
-        return None
-    lat, lon = np.array(source.latitude), np.array(source.longitude)
-    first = np.searchsorted(-lat, -fine.latitude[0], side="right") - 1
-    last = np.searchsorted(-lat, -fine.latitude[-1])
-    rows = np.arange(max(first, 0), min(last + 1, lat.size))
-    west, width, margin = fine.longitude[0], fine.longitude[-1] - fine.longitude[0], 1.5 * source.spacing[1]
-    offset = (lon - west + margin) % 360.0
-    columns = np.flatnonzero(offset <= width + 2 * margin)
-    if columns.size == lon.size and source.periodic:
-        return Grid(tuple(lat[rows]), source.longitude)
-    near = offset[columns] + west - margin
-    return Grid(tuple(lat[rows]), tuple(np.sort(lon[columns] + 360.0 * np.round((near - lon[columns]) / 360.0))))
 
 
 def _starts(ds: xr.Dataset, report: Report, what: str) -> list[xr.Dataset]:

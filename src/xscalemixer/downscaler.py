@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ _PATCH = 256  # cells along the sides of patches of larger ones
 _KEYS = ("format", "kind", "name", "network", "coarse", "fine", "extremes", "calendar", "leads", "patch", "solver", "about")
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What the networks are told of one sample.
 
     Attributes

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xscalemixer.carrying import Carrier, surroundings
+from xscalemixer.carrying import Carrier
 from xscalemixer.errors import CheckpointError
+from xscalemixer.grids import surroundings
 from xscalemixer.model import Branch, ForecastModel, Input, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
@@ -205,7 +206,7 @@ class Forecaster(ForecastModel):
         heights = (branch.statics[0].cpu().numpy() * 1000.0 for branch in (self.network.outer, self.network.inner))
         smooth, actual = heights
         relief = Relief.of(actual, self.inner.grid)
-        rows, columns, grid = surroundings(self.outer.grid, relief)
+        rows, columns, grid = surroundings(self.outer.grid, relief.grid)
         return rows, columns, Carrier(grid, smooth[rows[:, None], columns], relief)
 
     def _interpolated(self, outer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

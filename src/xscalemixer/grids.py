@@ -16,7 +16,7 @@ from xscalemixer.projections import EARTH_RADIUS, crs_of, to_projection
 if TYPE_CHECKING:
     from pyproj import CRS
 
-__all__ = ["CurvilinearGrid", "Grid", "cell_centers", "cell_edges", "cell_steps", "grid_of", "unit_vectors"]
+__all__ = ["CurvilinearGrid", "Grid", "cell_centers", "cell_edges", "cell_steps", "grid_of", "surroundings", "unit_vectors"]
 
 _RECTILINEAR = 0.01  # share of a cell by which projected rows and columns may wander (rounded coordinates do)
 
@@ -272,6 +272,37 @@ def grid_of(ds: xr.Dataset) -> Grid | CurvilinearGrid:
         [f"latitude has dimensions {latitude.dims} and longitude {longitude.dims}; needed ('latitude',) and ('longitude',), "
          "or the same two dimensions for both. Scattered points (stations, reduced Gaussian grids) must be gridded first"],
     )  # fmt: skip
+
+
+def surroundings(grid: Grid, target: Grid | CurvilinearGrid, margin: int = 3) -> tuple[np.ndarray, np.ndarray, Grid]:
+    """The part of a grid that lies over another one, with some cells around it.
+
+    Parameters
+    ----------
+    grid : Grid
+    target : Grid or CurvilinearGrid
+    margin : int
+        Cells around it: one is enough for interpolation, three for lapse rates, which see their neighbors.
+
+    Returns
+    -------
+    rows, columns : array of int
+    part : Grid
+        Those rows and columns, longitudes counted as the target counts them; the whole grid where hardly less would be left.
+    """
+    latitude, longitude = cell_centers(target)
+    unwrapped = np.unwrap(np.unwrap(longitude, period=360.0, axis=1), period=360.0, axis=0)
+    west, width = unwrapped.min(), np.ptp(unwrapped)
+    north_south, east_west = (margin * step for step in grid.spacing)
+    rows = np.array(grid.latitude)
+    rows = np.flatnonzero((rows >= latitude.min() - north_south) & (rows <= latitude.max() + north_south))
+    offset = (np.array(grid.longitude) - west + east_west) % 360
+    columns = np.argsort(offset)[: int((offset <= width + 2 * east_west).sum())]
+    if width + 2 * east_west > 360 - grid.spacing[1] or min(rows.size, columns.size) < 2:
+        return np.arange(grid.shape[0]), np.arange(grid.shape[1]), grid
+    own = np.array(grid.longitude)[columns]
+    turns = np.round((offset[columns] + west - east_west - own) / 360)
+    return rows, columns, Grid(tuple(np.array(grid.latitude)[rows].tolist()), tuple((own + 360 * turns).tolist()))
 
 
 def cell_centers(grid: Grid | CurvilinearGrid) -> tuple[np.ndarray, np.ndarray]:

@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 
 from xscalemixer._version import __version__
-from xscalemixer.carrying import Carrier, surroundings
+from xscalemixer.carrying import Carrier
 from xscalemixer.conform import holdings, require_dataset, translate
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.conform.match import Inventory
 from xscalemixer.conform.radiation import to_mean_flux
 from xscalemixer.conform.time import to_valid_time
 from xscalemixer.errors import GridError
-from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
+from xscalemixer.grids import CurvilinearGrid, Grid, grid_of, surroundings
 from xscalemixer.output import TIME_ATTRS
 from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import Regridder, interpolation
@@ -247,7 +247,7 @@ def _around(data: xr.Dataset, relief: Relief) -> xr.Dataset:
     """The part of the data that the relief needs; longitudes are counted as the relief counts them."""
     grid = grid_of(data)
     if isinstance(grid, Grid):
-        rows, columns, part = surroundings(grid, relief, _MARGIN)
+        rows, columns, part = surroundings(grid, relief.grid, _MARGIN)
         moved = ("longitude", np.array(part.longitude), data["longitude"].attrs)
         return data.isel(latitude=rows, longitude=columns).assign_coords(longitude=moved)
     latitude, longitude = relief.places

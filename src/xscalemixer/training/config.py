@@ -236,7 +236,6 @@ class CorrDiffConfig(TrainConfig):
         Patches per sample.
     """
 
-    size: str = "small"
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     residual: bool = True

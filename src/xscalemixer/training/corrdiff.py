@@ -17,10 +17,10 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from xscalemixer.coarse import Coarse, Interpolated, around
-from xscalemixer.downscaler import Downscaler
+from xscalemixer.coarse import Coarse, Interpolated
+from xscalemixer.downscaler import Downscaler, Inputs
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
-from xscalemixer.grids import Grid, grid_of
+from xscalemixer.grids import Grid, grid_of, surroundings
 from xscalemixer.model import Branch
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig, Regression
@@ -31,6 +31,7 @@ from xscalemixer.samples import Fields, Series, survey
 from xscalemixer.state import STATICS, statics_of
 from xscalemixer.training.config import CorrDiffConfig, Periods, are_periods, check_settings
 from xscalemixer.training.data import check_skip, digest_of, grid_digest, groups_of, read_source, too_large, warn_of_chunks
+from xscalemixer.training.objectives import Losses
 from xscalemixer.variables import Schema
 
 __all__ = ["CoarseToFine", "DiffusionObjective", "PairData", "PairSamples", "Pairs", "RegressionObjective"]
@@ -40,8 +41,6 @@ log = logging.getLogger(__name__)
 _GROUPS = {"coarse": "input", "fine": "target"}
 _MEASURED = 32  # training samples that the scale of the residual is measured on
 _LEVELS = (-1.0, 0.0, 1.0)  # standard normal deviates of the noise levels of validation
-
-Losses = tuple[Tensor, dict[str, Tensor]]
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -163,7 +162,7 @@ def _grid_of_input(coarse: Coarse, fine: Grid, report: Report) -> Grid | None:
             "/input", found, "an input that covers the target", "Cut the target: ds.sel(latitude=slice(...), ...)", kind=GridError
         )
     else:
-        return around(coarse.ds, fine)
+        return surroundings(source, fine, margin=1)[2]
     return None
 
 
@@ -253,8 +252,8 @@ class PairData:
         square, residuals = torch.zeros(len(self.fine.schema), dtype=torch.float64), list[Tensor]()
         for number in chosen.tolist():
             sample = samples[number]
-            condition = Condition(sample["fields"][None], sample["scalars"][None])
-            residual = sample["target"][None] - model.network.mean(condition, tiling=model.tiling())
+            mean = model.condition(Inputs(sample["fields"], sample["scalars"])).mean
+            residual = sample["target"][None] - cast("Tensor", mean)
             square = square + residual.double().square().mean((0, 2, 3)) / len(chosen)
             residuals += [residual] if len(residuals) < 8 else []
         std = square.sqrt().float()[:, None, None]
