@@ -46,3 +46,11 @@ def test_unknown_and_missing_keys_are_named():
 def test_unknown_keys_of_a_part_are_named():
     with pytest.raises(InputError, match="this Part cannot be read.*\n.*unknown key 'side'"):
         Whole.from_dict({"size": 1, "part": {"side": 1}})
+
+
+def test_changes_reach_into_parts():
+    whole = Whole(size=1, part=Part(sides=(4, 5)))
+    assert whole.changed({"part": {"sides": [6, 7]}}) == Whole(size=1, part=Part(sides=(6, 7)))
+    assert whole.changed({"name": "b"}).part is whole.part
+    with pytest.raises(InputError, match="this Part cannot be read.*\n.*unknown key 'side'"):
+        whole.changed({"part": {"side": 1}})

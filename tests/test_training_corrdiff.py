@@ -16,6 +16,7 @@ from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, SchemaError
 from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
+from xscalemixer.state import STATICS
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
 from xscalemixer.variables import Schema
 
@@ -71,6 +72,16 @@ def test_forecasts_are_matched_by_valid_time_and_stay_in_their_period():
 def test_lazy_data_give_the_same(data):
     lazy = xr.DataTree.from_dict({name: pair()[name].to_dataset().chunk(time=5) for name in ("input", "target")})
     assert PairData.of(config(), lazy, memory=0.0).digests == data.digests
+
+
+def test_terrain_as_the_settings_ask():
+    settings = config(statics=STATICS, validation=())
+    data = PairData.of(settings, pair())
+    fresh = CoarseToFine(settings).fresh(data)
+    again = Downscaler.from_dict(json.loads(json.dumps(fresh.to_dict())))
+    # three channels, six constant fields, insolation
+    assert data.samples(fresh, settings.train)[0]["fields"].shape == (10, 12, 16)
+    assert again.domain.statics.shape == (6, 12, 16) and set(fresh.static) == {"orog", "lsm"}
 
 
 # --- objectives

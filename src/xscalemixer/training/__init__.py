@@ -3,6 +3,7 @@
 config       Stage, TrainConfig, and the way from and to JSON
 data         both series: checked, surveyed, cut into samples
 alone        the same for a region alone
+corrdiff     the same for pairs of coarse and fine fields, and what both stages of CorrDiff minimize
 objectives   what each stage minimizes
 batches      which samples an update sees, read ahead by threads
 towers       a frozen global network, computed once and kept on disk
@@ -10,7 +11,6 @@ ranks        one process or many: DDP, FSDP2
 engine       the loop
 checkpoints  files that are complete or not there
 protocol     train: stage after stage
-corrdiff     pairs of coarse and fine fields, and the two stages of CorrDiff
 adapting     a trained model on other grids and fewer variables
 estimating   time and memory, measured before
 finetuning   finetune: the same stages from a trained model

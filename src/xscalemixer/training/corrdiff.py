@@ -263,7 +263,8 @@ class PairData:
         try:
             about["suggested_patch"] = suggest_patch(torch.cat(residuals), multiple=model.network.config.diffusion.multiple)
         except InputError as error:
-            about["suggested_patch"] = str(error)
+            about["suggested_patch"] = None
+            log.info("no size of patches is suggested: %s", "; ".join(error.problems))
         log.info("residual of the regression: %s", about)
         model.about["residual"] = about
 
