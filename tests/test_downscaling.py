@@ -51,6 +51,7 @@ def test_analysis(model, coarse):
     assert out["t2m"].shape == (3, 2, 12, 16) and out["t2m"].attrs["units"] == "K"
     assert set(out["orog"].dims) == {"latitude", "longitude"}
     assert (out["ssrd"] >= 0).all() and out["t2m"].std("member").min() > 0
+    assert out.attrs["references"] == "CorrDiff, arXiv:2309.15214" and out.attrs["history"].endswith(": downscale")
 
 
 def test_forecast(model):
@@ -62,7 +63,7 @@ def test_forecast(model):
 
 def test_the_mean_is_the_regression(model, coarse):
     mean = xsm.downscale(coarse, "mean", model=model)
-    assert "member" not in mean.dims
+    assert "member" not in mean.dims and "seed" not in mean.attrs
     inputs = model.inputs(np.zeros((3, *model.coarse.grid.shape), "f4"), START, 0)
     assert inputs.fields.shape == (6, 12, 16) and inputs.scalars.shape == (4,)
     still = trained()
@@ -209,7 +210,7 @@ def test_input_elsewhere(model, coarse):
 def test_beyond_the_range_of_training(model, coarse, caplog):
     hot = coarse.assign(t2m=coarse["t2m"] + 25)
     xsm.downscale(hot, "mean", model=model)
-    assert "t2m: 312" in caplog.text and "standard deviations above the greatest value of training" in caplog.text
+    assert "t2m: 311.8 K lies" in caplog.text and "standard deviations above the greatest value of training" in caplog.text
     caplog.clear()
     xsm.downscale(coarse, "mean", model=model)
     assert "standard deviations" not in caplog.text
@@ -232,12 +233,12 @@ def test_members_of_the_input(model):
 def test_models_for_something_else(model, coarse, tmp_path):
     with pytest.raises(InputError, match="model=int cannot downscale"):
         xsm.downscale(coarse, 1, model=3)
-    forecaster().save(tmp_path / "coupled")
     with pytest.raises(InputError, match="it is a model that forecasts"):
-        xsm.downscale(coarse, 1, model=tmp_path / "coupled")
+        xsm.downscale(coarse, 1, model=forecaster())
     model.save(tmp_path / "corrdiff")
-    with pytest.raises(InputError, match="it is a model that downscales"):
-        xsm.forecast(coarse, 6, model=tmp_path / "corrdiff")
+    for which in (model, tmp_path / "corrdiff"):
+        with pytest.raises(InputError, match="it is a model that downscales"):
+            xsm.forecast(coarse, 6, model=which)
 
 
 # --- on top of forecasts

@@ -32,7 +32,7 @@ from xscalemixer.state import HOUR
 from xscalemixer.store import BlockStore
 from xscalemixer.variables import Stats
 
-__all__ = ["DEFAULTS", "downscale", "downscaler_of", "downscaling_pair", "seeds_of"]
+__all__ = ["downscale", "downscaler_of", "downscaling_pair", "seeds_of"]
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def downscale(
         Their number, or which: ``members=[7]`` makes again the eighth of 16 (they count from 0). ``"mean"``: the regression
         alone, without a dimension ``member``.
     model : str, path or Downscaler, optional
-        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: `DEFAULTS`.
+        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: "corrdiff-twin-ea", of forecasts
+        "corrdiff-twin-ea-chain".
     to : path, optional
         Stream to this Zarr store, member by member; memory does not grow with their number.
     resume, overwrite : bool
@@ -492,12 +493,15 @@ def _stats_of(source: xr.Dataset, model: Downscaler, report: Report) -> Stats:
 def _provenance(job: _Job, report: Report, digest: str) -> dict:
     model, s = job.model, job.settings
     solver, kind = s.solver or model.solver, "forecast" if job.coarse.forecast else "analysis"
-    return {
-        "title": f"{'mean' if s.mean else f'{s.members.size} members'} downscaled from a coarse {kind} by {model.name}",
-        **made_by(model, digest, report),
+    drawn = {
         "seed": s.seed,
         "solver": f"{solver.method}, {solver.calls} network calls",
         "coherence": "none" if s.coherence is None else f"{s.coherence:g} h",
+    }
+    return {
+        "title": f"{'mean' if s.mean else f'{s.members.size} members'} downscaled from a coarse {kind} by {model.name}",
+        **made_by(model, digest, report),
+        **({} if s.mean else drawn),
     }
 
 

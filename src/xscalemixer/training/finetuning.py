@@ -392,7 +392,7 @@ def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
     found = []
     for number in protocol.pending:
         stage, config = protocol.config.stages[number], protocol.config
-        objective, samples = objective_of(stage, protocol.config, protocol.data, copy.deepcopy(model))
+        objective, samples = objective_of(stage, config, protocol.data, copy.deepcopy(model))
         trained, checked = (samples(periods) for periods in config.periods_of(stage))
         found.append(estimate(objective, trained, len(checked), protocol.plan(number), protocol.group))
         log.info("%s", found[-1])
