@@ -2,6 +2,7 @@
 
     python benchmarks/twin_ea.py train DATA RUNS --archive T63     # each network in turn; go on by the same command
     python benchmarks/twin_ea.py rates DATA RUNS                   # how the learning rate was chosen
+    python benchmarks/twin_ea.py keys DATA RUNS                    # what is left of a trained network with other keys, and none
     python benchmarks/twin_ea.py score DATA RUNS --later T106      # forecasts, table and pictures of what is there
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
@@ -26,6 +27,7 @@ import numpy as np
 import xarray as xr
 
 import xscalemixer as xsm
+from xscalemixer.nn.scalemixer import CoupledModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
@@ -336,6 +338,46 @@ def _table(lines: list[str]) -> str:
     return "\n".join([lines[0], "|---" * columns + "|", *lines[1:]])
 
 
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+
+def keys(options: argparse.Namespace) -> None:
+    """ScaleMixer as trained, and the same weights with other keys or without what the region hears from its keys."""
+    tree = read_twin_world(options.data)
+    init, regional = starts(tree), tree["regional"].to_dataset()[VARIABLES].load()
+    base = _folder(options.runs, next(system for system in SYSTEMS if system.name == BEST), options.seed) / "model"
+    variants = {
+        "keys as learned": xsm.load(base),
+        "an even lattice": _with_keys(xsm.load(base), "fixed"),
+        "drawn at random": _with_keys(xsm.load(base), "random"),
+        "nothing heard from keys": _deaf(xsm.load(base)),
+    }
+    systems = {name: xsm.hindcast(tree, init, HOURS, model=model) for name, model in variants.items()}
+    scores = xsm.score(systems, regional, variables=VARIABLES, metrics=["rmse"])
+    lines = [_row(["RMSE, mean of 1-48 h, test blocks", *(f"{v} ({UNITS.get(v, ('m/s', 1))[0]})" for v in VARIABLES)])]
+    for name in systems:
+        cells = [scores[v].sel(metric="rmse", model=name).mean().item() * UNITS.get(v, ("", 1))[1] for v in VARIABLES]
+        lines.append(_row([name, *(f"{cell:.3g}" for cell in cells)]))
+    sys.stdout.write(_table(lines) + "\n")
+
+
+def _with_keys(model: xsm.Forecaster, mode: str) -> xsm.Forecaster:
+    """The same weights, with keys chosen in another way; gates are those of equally important tokens."""
+    config = model.network.config
+    other = CoupledModel(replace(config, sampler=replace(config.sampler, mode=mode)))
+    other.load_state_dict(model.network.state_dict(), strict=False)
+    model.network = other.eval()
+    return model
+
+
+def _deaf(model: xsm.Forecaster) -> xsm.Forecaster:
+    """Regional tokens hear nothing from keys; what they get from the aligned global tokens stays."""
+    for mixer in model.network.mixers:
+        for parameter in mixer.keys_to_inner.out.parameters():
+            parameter.requires_grad_(False).zero_()
+    return model
+
+
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -458,7 +500,7 @@ def deepest_low(tree: xr.DataTree) -> tuple[np.datetime64, xr.DataArray]:
 def main() -> None:
     """Train, or score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("train", "one", "rates", "score"))
+    parser.add_argument("task", choices=("train", "one", "rates", "keys", "score"))
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--archive", type=Path, help="T63 segments to pretrain on")
@@ -469,7 +511,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
-    {"train": train, "one": train_one, "rates": rates, "score": score}[options.task](options)
+    {"train": train, "one": train_one, "rates": rates, "keys": keys, "score": score}[options.task](options)
 
 
 if __name__ == "__main__":

@@ -42,17 +42,18 @@ GLOBAL = xsm.TrainConfig(
 # The paper trains the first step by eq. 15 alone. Then what the region feeds back spoils the global states in the region, which
 # shows in longer roll-outs; with eq. 14 beside it from the start, weighted for the region's share of the globe, it does not.
 COUPLED = {"kind": "rollout", "batch": 2, "global_weight": 10.0}
-SHORT, LONG = {"peak": 5e-5, "floor": 1e-5, "steps": 2}, {"peak": 5e-5, "floor": 1e-5, "steps": 4}
+GENTLY = {"peak": 5e-5, "floor": 1e-5, **COUPLED}
 CONFIG = xsm.TrainConfig(
     name="twin-ea-small",
     stages=(
         xsm.Stage(updates=1200, peak=1e-3, **COUPLED),
-        xsm.Stage(updates=80, **SHORT, **COUPLED),
-        xsm.Stage(updates=80, **LONG, **COUPLED),
-        # the same again on samples that look like other seasons
-        xsm.Stage(updates=800, peak=5e-4, season_shift=35.0, **COUPLED),
-        xsm.Stage(updates=80, season_shift=35.0, **SHORT, **COUPLED),
-        xsm.Stage(updates=120, season_shift=35.0, **LONG, **COUPLED),
+        xsm.Stage(updates=80, steps=2, **GENTLY),
+        xsm.Stage(updates=80, steps=4, **GENTLY),
+        # on, with samples that look like other seasons
+        xsm.Stage(updates=2400, peak=5e-4, season_shift=35.0, **COUPLED),
+        xsm.Stage(updates=120, steps=2, season_shift=35.0, **GENTLY),
+        xsm.Stage(updates=160, steps=4, season_shift=35.0, **GENTLY),
+        xsm.Stage(updates=60, steps=8, season_shift=35.0, **GENTLY),
         xsm.Stage(kind="cold_start", updates=800, batch=8, peak=1e-3, season_shift=35.0),
     ),
     **COMMON,

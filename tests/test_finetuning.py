@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from train_tiny import PERIODS, small_tree
+from train_tiny import PERIODS, small_config, small_tree
 from worlds import HOUR, START, box, forecaster, globe
 
 import xscalemixer as xsm
@@ -314,11 +314,7 @@ def test_the_same_times_elsewhere_are_told(caplog):
     assert report.ok and "has trained on 2020-06-04T06 to 2020-06-04T12, in another region" in str(report)
 
 
-def test_train_tells_on_what_it_trained(tree, monkeypatch):
-    from train_tiny import small_config
-    from worlds import OUTER
-
-    monkeypatch.setattr("xscalemixer.training.data.OUTER", OUTER)
+def test_train_tells_on_what_it_trained(tree):
     model = xsm.train(small_config(stages=COLD), tree, min_samples=1)
     (row,) = model.about["trained_on"]
     assert row["train"] == [list(period) for period in PERIODS["train"]] and "inner grid" in row

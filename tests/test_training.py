@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from worlds import HOUR, START, box, globe
+from worlds import HOUR, LEVELS, OUTER, START, box, globe
 
 import xscalemixer as xsm
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.training import OUTER, Stage, TrainConfig, channel_weights, data, engine, objectives
-from xscalemixer.training.data import ColdStartSamples, TrainingData
+from xscalemixer.training import Stage, TrainConfig, channel_weights, data, engine, objectives
+from xscalemixer.training.data import ColdStartSamples, FromScratch, TrainingData
 from xscalemixer.training.objectives import row_weights
+from xscalemixer.variables import Schema
 
+pytestmark = pytest.mark.usefixtures("few_samples")
 HOURS = START + np.arange(1, 73) * HOUR
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
 STAGES = tuple(
@@ -23,18 +25,6 @@ STAGES = tuple(
     for kind, steps in (("global", 1), ("regional", 1), ("rollout", 2), ("cold_start", 1))
 )
 SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow_schema():
-    """The made-up world has two levels, and few times."""
-    from worlds import OUTER as WORLD
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(data, "OUTER", WORLD)
-    patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +35,7 @@ def tree():
 
 def config(**changes):
     settings = {"name": "tiny", "size": "tiny", "stages": STAGES, "check_every": 1, "warmup": 1, **PERIODS}
+    settings |= {"global_variables": OUTER.names, "global_levels": LEVELS}
     return TrainConfig(**{**settings, "network": {"sunlit_channel": 6}, **changes})
 
 
@@ -132,7 +123,7 @@ def test_starting_weights_are_kept_if_training_makes_them_worse(tree):
     model = xsm.train(config(stages=(stage,), ema=0.0), tree)
     assert model.about["training"][0]["update"] == 0
     torch.manual_seed(0)
-    fresh = TrainingData.of(config(), tree).fresh_model(config())
+    fresh = FromScratch(config()).fresh(TrainingData.of(config(), tree))
     assert all(
         torch.equal(a, b) for a, b in zip(model.network.state_dict().values(), fresh.network.state_dict().values(), strict=True)
     )
@@ -287,7 +278,9 @@ def test_unknown_stage():
 
 
 def test_channel_weights_grow_with_pressure():
-    weights = dict(zip(OUTER.channels, channel_weights(OUTER).tolist(), strict=True))
+    usual = TrainConfig(name="", train=())
+    schema = Schema.of(*usual.global_variables, levels=usual.global_levels)
+    weights = dict(zip(schema.channels, channel_weights(schema).tolist(), strict=True))
     assert sum(weights.values()) == pytest.approx(1.0, abs=1e-6)
     assert weights["t_1000"] / weights["t_700"] == pytest.approx(1000 / 700, rel=1e-5)
     assert weights["t_500"] / weights["t_1000"] == pytest.approx(0.5 * 1.6, rel=1e-5)
@@ -313,7 +306,7 @@ def test_patches_start_where_global_cells_do():
 def test_cold_start_trains_on_what_it_will_be_given(tree):
     """The first sample, sent through the network by hand, is the history that a forecast would invent."""
     world = TrainingData.of(config(), tree)
-    model = world.fresh_model(config())
+    model = FromScratch(config()).fresh(world)
     torch.nn.init.normal_(model.cold_start.head.weight, std=0.1)
     samples = ColdStartSamples(world, model, PERIODS["train"])
     sample = {name: value[None] for name, value in samples[0].items()}
@@ -339,7 +332,7 @@ def test_baselines_train_save_and_forecast(tree, tmp_path, coupling):
 def test_shared_channels_carry_global_values_into_regional_units(tree):
     run = config(network={"sunlit_channel": 6, "coupling": "lam"})
     prepared = TrainingData.of(run, tree)
-    rows = prepared.fresh_model(run).network.config.shared
+    rows = FromScratch(run).fresh(prepared).network.config.shared
     names = [prepared.inner.schema.channels[row[0]] for row in rows]
     assert names == ["t2m", "u10", "v10", "q2m", "sp"]
     _, outer, scale, offset = rows[0]

@@ -177,7 +177,7 @@ def test_everything_wrong_is_told_at_once(ds):
     ("changes", "message"),
     [
         ({"variables": ("t2m", "orog")}, "unknown 'orog'. Needed: some of t2m, "),
-        ({"variables": ("t2m", "r")}, r"levels=\(\) for r. Needed: pressure levels in hPa.*levels=\(1000,\)"),
+        ({"variables": ("t2m", "r")}, r"levels: \(\) for r. Needed: pressure levels in hPa.*levels=\(500, 850\)"),
         ({"network": {"depth": 3}}, "network={'depth': 3}: .*unexpected keyword argument 'depth'"),
         ({"network": {**NETWORK, "past": 24, "future": 24}}, "no 48 consecutive hours without a gap"),
         ({"stages": settings("translator").stages}, "that nothing has trained. Needed: an autoencoder stage before it"),

@@ -16,21 +16,13 @@ from xscalemixer.report import Report
 from xscalemixer.samples import LazyFields, Series, survey
 from xscalemixer.state import STATICS, fields_of, statics_of
 from xscalemixer.training import data
-from xscalemixer.training.data import TrainingData
+from xscalemixer.training.data import FromScratch, TrainingData
 from xscalemixer.training.towers import WithTower
 from xscalemixer.variables import REGIONAL
 
+pytestmark = pytest.mark.usefixtures("few_samples")
 ONE = stages(2)[1:2]
 MIN_SAMPLES = xsm.train.__kwdefaults__["min_samples"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow_schema():
-    """The made-up world has two levels, and few times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "OUTER", OUTER)
-        patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +121,7 @@ def test_statics_and_first_guess_that_do_not_exist(tree, changes, message):
 def test_the_region_sees_further_statics(tree):
     config = small_config(stages=ONE, statics=STATICS, first_guess="terrain")
     found = TrainingData.of(config, tree)
-    model = found.fresh_model(config)
+    model = FromScratch(config).fresh(found)
     assert (found.outer.statics, found.inner.statics) == (STATICS[:2], STATICS)
     np.testing.assert_array_equal(model.network.inner.statics, statics_of(tree["regional"].to_dataset(), STATICS))
     sample = data.ColdStartSamples(found, model, PERIODS["train"])[0]
@@ -400,3 +392,24 @@ def test_without_validation_periods_the_training_samples_are_checked(tree, caplo
     assert model.about["trained_on"][0]["validation"] == []
     with pytest.raises(TimeError, match="validation: None. Needed: pairs of dates"):
         xsm.train(small_config(stages=ONE, validation=None), tree)
+
+
+# --- which variables
+
+
+def test_variables_are_settings(tree):
+    """A wind model on one level: no temperature to be carried to the relief, no sun, and a forecast of what was asked for."""
+    chosen = {"variables": ("v10", "u10"), "global_variables": ("z", "u10", "v10"), "global_levels": (500,), "network": {}}
+    model = xsm.train(small_config(stages=stages(1)[2:], **chosen), tree)
+    assert model.outer.schema.channels == ("z_500", "u10", "v10") and model.inner.schema.channels == ("v10", "u10")
+    fc = tree.scalemixer.forecast(7, model=model)
+    assert {"u10", "v10"} <= set(fc.data_vars) and "t2m" not in fc and np.isfinite(fc["u10"]).all()
+
+
+def test_variables_that_cannot_be_used(tree):
+    wrong = {"variables": ("t2m", "t2m"), "global_variables": ("z", "wind"), "network": {}}
+    with pytest.raises(InputError) as caught:
+        xsm.train(small_config(stages=ONE, **wrong), tree)
+    assert "variables: ('t2m', 't2m'). Needed: some of" in str(caught.value) and "unknown 'wind'" in str(caught.value)
+    with pytest.raises(InputError, match=r"global_levels: \(\) for z. Needed: pressure levels(?s:.)*global_levels=\(500, 850\)"):
+        xsm.train(small_config(stages=ONE, global_variables=("z",), global_levels=()), tree)

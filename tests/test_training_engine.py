@@ -21,7 +21,7 @@ from xscalemixer.nn.blocks import DropPath
 from xscalemixer.nn.draws import drawing_for, uniform
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig, Met2NetObjective, ObjectiveConfig
 from xscalemixer.report import Report
-from xscalemixer.training import data, protocol
+from xscalemixer.training import protocol
 from xscalemixer.training.batches import Feed, Order, passes
 from xscalemixer.training.checkpoints import Checkpoints, LossLog, owned, write_whole
 from xscalemixer.training.engine import OneStage, Plan, Saving, fit
@@ -378,10 +378,8 @@ def distributed(tmp_path_factory):
     """Folder of runs of two processes, "ddp" and "fsdp2", and of one, "one"."""
     folder = tmp_path_factory.mktemp("runs")
     subprocess.run(launch(folder, "--distributed", processes=2), env=environment(), check=True, capture_output=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "OUTER", train_tiny.OUTER)
-        config, tree = train_tiny.small_config(stages=train_tiny.stages(2)), train_tiny.small_tree()
-        xsm.train(config, tree, folder=folder / "one", min_samples=1)
+    config, tree = train_tiny.small_config(stages=train_tiny.stages(2)), train_tiny.small_tree()
+    xsm.train(config, tree, folder=folder / "one", min_samples=1)
     return folder
 
 

@@ -6,24 +6,16 @@ import torch
 import xarray as xr
 from torch.autograd.graph import saved_tensors_hooks
 from train_tiny import PERIODS, small_config, small_tree, stages
-from worlds import OUTER
 
 import xscalemixer as xsm
 from xscalemixer.errors import InputError
 from xscalemixer.nn.scalemixer import CoupledModel, SamplerConfig
 from xscalemixer.state import HOURS
-from xscalemixer.training import data, objectives
-from xscalemixer.training.data import TrainingData
+from xscalemixer.training import objectives
+from xscalemixer.training.data import FromScratch, TrainingData
 from xscalemixer.training.objectives import CoupledObjective, GlobalObjective
 
-
-@pytest.fixture(scope="module", autouse=True)
-def narrow_schema():
-    """The made-up world has two levels, and few times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "OUTER", OUTER)
-        patch.setitem(xsm.train.__kwdefaults__, "min_samples", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("few_samples")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +35,7 @@ def stage(kind="rollout", **changes):
 def network(world, coupling="two_way"):
     torch.manual_seed(0)
     settings = {"sunlit_channel": 6, "coupling": coupling}
-    return world.fresh_model(small_config(network=settings)).network
+    return FromScratch(small_config(network=settings)).fresh(world).network
 
 
 def batch(world, steps=2):
@@ -144,7 +136,7 @@ def test_detached_steps_have_the_gradients_of_single_steps(world):
 )
 def test_all_that_is_trained_gets_a_gradient(world, settings):
     """Several processes would wait for one that never comes."""
-    model = world.fresh_model(small_config(network={"sunlit_channel": 6, **settings})).network
+    model = FromScratch(small_config(network={"sunlit_channel": 6, **settings})).fresh(world).network
     objective = CoupledObjective(model, world, stage("regional"))
     objective.loss(batch(world, 1))[0].backward()
     assert [p.grad is not None for p in objective.trainable()].count(False) == 0

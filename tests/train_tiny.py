@@ -5,21 +5,17 @@ import argparse
 import numpy as np
 import torch
 import xarray as xr
-from worlds import HOUR, OUTER, START, box, globe
+from worlds import HOUR, LEVELS, OUTER, START, box, globe
 
 import xscalemixer as xsm
 from xscalemixer.grids import Grid
-from xscalemixer.training import data
 
 SMALL = Grid.regular("87.1875", "2.8125", "5.625", (32, 64))
 PERIODS = {"train": ((str(START), "2020-06-03T12"),), "validation": (("2020-06-03T12", "2020-06-04T12"),)}
 
 
 def small_tree(step: int = 6) -> xr.DataTree:
-    """Three days of both branches, the global one every ``step`` hours.
-
-    It has two levels only, so `data.OUTER` must be that of `worlds`.
-    """
+    """Three days of both branches, the global one every ``step`` hours."""
     hours = START + np.arange(1, 73) * HOUR
     outer = globe(hours[step - 1 :: step], np.array(SMALL.latitude), np.array(SMALL.longitude))
     return xr.DataTree.from_dict({"/global": outer, "/regional": box(hours)})
@@ -42,6 +38,8 @@ def small_config(**changes) -> xsm.TrainConfig:
         "warmup": 1,
         "precision": "fp32",
         "network": {"sunlit_channel": 6},
+        "global_variables": OUTER.names,
+        "global_levels": LEVELS,
     }
     return xsm.TrainConfig(**{**settings, **PERIODS, **changes})
 
@@ -53,7 +51,6 @@ if __name__ == "__main__":
     parser.add_argument("--updates", type=int, default=2)
     parser.add_argument("--save-updates", type=int, default=200)
     options = parser.parse_args()
-    data.OUTER = OUTER
     config, settings = small_config(stages=stages(options.updates)), {"save_updates": options.save_updates, "min_samples": 1}
     if not options.distributed:
         xsm.train(config, small_tree(), folder=options.folder, **settings)

@@ -17,9 +17,8 @@ finetuning   finetune: the same stages from a trained model
 """
 
 from xscalemixer.training.config import CorrDiffConfig, Met2NetTrainConfig, Stage, TrainConfig
-from xscalemixer.training.data import OUTER
 from xscalemixer.training.finetuning import finetune
 from xscalemixer.training.objectives import channel_weights
 from xscalemixer.training.protocol import train
 
-__all__ = ["OUTER", "CorrDiffConfig", "Met2NetTrainConfig", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]
+__all__ = ["CorrDiffConfig", "Met2NetTrainConfig", "Stage", "TrainConfig", "channel_weights", "finetune", "train"]

@@ -14,6 +14,7 @@ from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid
 from xscalemixer.nn.patch import TokenGrid, bilinear
 from xscalemixer.nn.scalemixer import ScaleMixerConfig, with_fitting_keys
+from xscalemixer.report import Report
 from xscalemixer.state import HOURS
 from xscalemixer.training.config import TrainConfig
 from xscalemixer.training.data import Contract, TrainingData, network_config
@@ -113,6 +114,10 @@ class Adaptation(Contract):
         if (outer.grid, inner.grid) == (self.base.outer.grid, self.base.inner.grid):
             placed = replace(placed, inner=replace(placed.inner, offset=settings.inner.offset))
         return with_fitting_keys(placed, settings.sampler.keys)
+
+    def schema(self, name: str, report: Report) -> Schema | None:
+        """Its own, without what the data lack."""
+        return self.schemas[name]
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Its own statistics of the channels that are left, where they are kept."""

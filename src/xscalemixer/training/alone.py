@@ -19,7 +19,7 @@ from xscalemixer.regional import RegionalForecaster, Statics
 from xscalemixer.report import Report
 from xscalemixer.samples import Sequences, Series, sequence_starts, survey
 from xscalemixer.state import HOUR
-from xscalemixer.training.config import Met2NetTrainConfig, Periods, are_periods, check_settings
+from xscalemixer.training.config import Met2NetTrainConfig, Periods, are_periods, check_settings, schema_of
 from xscalemixer.training.data import (
     Source,
     check_count,
@@ -31,7 +31,7 @@ from xscalemixer.training.data import (
     warn_of_chunks,
 )
 from xscalemixer.training.engine import OneStage
-from xscalemixer.variables import CATALOG, Schema
+from xscalemixer.variables import Schema
 
 __all__ = ["HourlyData", "Met2NetStage", "RegionAlone"]
 
@@ -104,7 +104,7 @@ class HourlyData:
         check_settings(config, report)
         _check_stages(config, report)
         check_skip(skip, report)
-        schema = _schema(config, report)
+        schema = schema_of("", config.variables, config.levels, report)
         source = None if schema is None else _source(ds, schema, skip, report)
         settings = None if schema is None or config.size not in config.sizes else _settings(config, schema, source, report)
         if source is not None and settings is not None:
@@ -180,23 +180,6 @@ def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
     if "translator" in kinds and "autoencoder" not in kinds[: kinds.index("translator")]:
         found, needed = "a translator between encoders and decoders that nothing has trained", "an autoencoder stage before it"
         report.error("stages", found, needed, 'stages=(xsm.Stage(kind="autoencoder", ...), ...)', kind=InputError)
-
-
-def _schema(config: Met2NetTrainConfig, report: Report) -> Schema | None:
-    known = [name for name, row in CATALOG.items() if row.role != "static"]
-    unknown = [name for name in config.variables if name not in known]
-    if unknown or not config.variables or len(set(config.variables)) < len(config.variables):
-        found = f"unknown {', '.join(map(repr, unknown))}" if unknown else repr(config.variables)
-        report.error("variables", found, f"some of {', '.join(known)}, each once", 'variables=("t2m", "u10", "v10")')
-        return None
-    above = [name for name in config.variables if CATALOG[name].levels]
-    if bool(above) != bool(config.levels):
-        found = f"levels={config.levels} for {', '.join(above) or 'no variable on levels'}"
-        report.error(
-            "levels", found, "pressure levels in hPa where a variable has levels", "levels=(1000,)" if above else "levels=()"
-        )
-        return None
-    return Schema.of(*config.variables, levels=config.levels)
 
 
 def _source(ds, schema: Schema, skip: float, report: Report) -> Source | None:

@@ -15,9 +15,19 @@ from xscalemixer.errors import InputError, TimeError
 from xscalemixer.nn.coldstart import GUESSES
 from xscalemixer.report import Report
 from xscalemixer.state import STATICS
-from xscalemixer.variables import REGIONAL
+from xscalemixer.variables import CATALOG, REGIONAL, Schema
 
-__all__ = ["SIZES", "CorrDiffConfig", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
+__all__ = [
+    "SIZES",
+    "CorrDiffConfig",
+    "Met2NetTrainConfig",
+    "Periods",
+    "Stage",
+    "TrainConfig",
+    "are_periods",
+    "check_settings",
+    "schema_of",
+]
 
 Periods = tuple[tuple[str, str], ...]
 
@@ -109,6 +119,11 @@ class TrainConfig:
     test : tuple of (start, end)
         Periods kept for a final verdict: nothing is read from them, and it is an error if they touch one of the others.
     size : "tiny", "small", "fine", "base" or "paper"
+    variables : tuple of str
+        Catalog names of the hourly regional fields, in the order of the channels.
+    global_variables, global_levels : tuple of str, tuple of int
+        Those of the global states, and the pressure levels (hPa) of those on levels. Around a global network that is trained
+        already they are the ones of that network.
     statics : tuple of str
         Constant fields that the regional network sees, of `state.STATICS`: orography and land fraction first, then as wanted
         the slope of the ground, its parts toward east and north, and the roughness of the terrain. The global network sees the
@@ -136,6 +151,9 @@ class TrainConfig:
     validation: Periods = ()
     test: Periods = ()
     size: str = "small"
+    variables: tuple[str, ...] = REGIONAL.names
+    global_variables: tuple[str, ...] = ("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp")
+    global_levels: tuple[int, ...] = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
     statics: tuple[str, ...] = STATICS[:2]
     first_guess: str = "standard"
     network: dict = field(default_factory=dict)
@@ -189,8 +207,6 @@ class Met2NetTrainConfig(TrainConfig):
 
     Attributes
     ----------
-    variables : tuple of str
-        Catalog names, in the order of the channels.
     levels : tuple of int
         Pressure levels (hPa) of those variables that are on levels.
     size : str
@@ -201,7 +217,6 @@ class Met2NetTrainConfig(TrainConfig):
         Empty: the network has no such input.
     """
 
-    variables: tuple[str, ...] = REGIONAL.names
     levels: tuple[int, ...] = ()
     size: str = "weatherbench"
     calendar: tuple[str, ...] = ()
@@ -211,7 +226,7 @@ class Met2NetTrainConfig(TrainConfig):
 
     sizes = ("tiny", "weatherbench", "weatherbench_fine", "era5_cropped", "mvmm_fnist", "taxibj")
     kinds = ALONE
-    idle = ("calendar", "statics", "first_guess")
+    idle = ("calendar", "statics", "first_guess", "global_variables", "global_levels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +259,7 @@ class CorrDiffConfig(TrainConfig):
 
     sizes = ("tiny", "small", "paper", "china")
     kinds = CORRDIFF
-    idle = ("first_guess",)
+    idle = ("variables", "global_variables", "global_levels", "first_guess")
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
@@ -322,6 +337,25 @@ def are_periods(periods: Periods) -> bool:
         return bool(periods) and all(np.datetime64(start) < np.datetime64(end) for start, end in periods)
     except (TypeError, ValueError):
         return False
+
+
+def schema_of(prefix: str, variables: tuple[str, ...], levels: tuple[int, ...], report: Report) -> Schema | None:
+    """The schema of settings called ``{prefix}variables`` and ``{prefix}levels``; what is wrong goes to the report."""
+    known = [name for name, row in CATALOG.items() if row.role != "static"]
+    unknown = [name for name in variables if name not in known]
+    if unknown or not variables or len(set(variables)) < len(variables):
+        found = f"unknown {', '.join(map(repr, unknown))}" if unknown else repr(variables)
+        needed = f"some of {', '.join(known)}, each once"
+        report.error(f"{prefix}variables", found, needed, f'{prefix}variables=("t2m", "u10", "v10")', kind=InputError)
+        return None
+    above = [name for name in variables if CATALOG[name].levels]
+    if bool(above) != bool(levels) or len(set(levels)) < len(levels):
+        found = f"{levels} for {', '.join(above) or 'no variable on levels'}"
+        fix = f"{prefix}levels={(500, 850) if above else ()}"
+        needed = "pressure levels in hPa, each once, where a variable has levels"
+        report.error(f"{prefix}levels", found, needed, fix, kind=InputError)
+        return None
+    return Schema.of(*variables, levels=levels)
 
 
 def check_settings(config: TrainConfig, report: Report) -> None:

@@ -26,12 +26,11 @@ from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
 from xscalemixer.report import Report
 from xscalemixer.samples import GlobalPairs, LazyFields, Series, Windows, pair_starts, survey, window_starts
 from xscalemixer.state import GROUPS, HOUR, HOURS, STATICS, statics_of
-from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings
-from xscalemixer.variables import REGIONAL, Schema, Stats
+from xscalemixer.training.config import SIZES, Periods, Stage, TrainConfig, are_periods, check_settings, schema_of
+from xscalemixer.variables import Schema, Stats
 
 __all__ = [
     "GROUPS",
-    "OUTER",
     "AroundGlobal",
     "ColdStartSamples",
     "Contract",
@@ -51,8 +50,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-LEVELS = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
-OUTER = Schema.of("z", "q", "u", "v", "t", "t2m", "u10", "v10", "q2m", "sp", levels=LEVELS)
 _KEPT = 2**28  # bytes of first guesses that are kept for the next samples
 SURFACE_GUESS = ("t2m", "u10", "v10", "q2m", "sp")
 
@@ -62,8 +59,6 @@ class Contract(Protocol):
 
     Attributes
     ----------
-    schemas : dict of Schema
-        By ``"outer"`` and ``"inner"``.
     statics : tuple of str
         Constant fields of the region.
     cold_start : dict
@@ -72,7 +67,6 @@ class Contract(Protocol):
         What the network is called, and what to change where it does not fit.
     """
 
-    schemas: dict[str, Schema]
     statics: tuple[str, ...]
     cold_start: dict[str, Any]
     words: str
@@ -80,6 +74,9 @@ class Contract(Protocol):
 
     def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
         """The network on these grids and channels."""
+
+    def schema(self, name: str, report: Report) -> Schema | None:
+        """Of the branch ``"outer"`` or ``"inner"``; None where the settings give none, with the problems in the report."""
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Statistics that a branch brings with it; None: those of the training periods."""
@@ -90,19 +87,24 @@ class Contract(Protocol):
 
 
 class FromScratch(Contract):
-    """The configured preset on all variables."""
+    """The configured preset on the configured variables."""
 
     advice = "Change network= or size= of the TrainConfig"
 
     def __init__(self, config: TrainConfig):
-        self.config, self.schemas = config, {"outer": OUTER, "inner": REGIONAL}
-        self.statics = config.statics
+        self.config, self.statics = config, config.statics
         self.cold_start: dict[str, Any] = {"guess": config.first_guess}
         self.words = f"size={config.size!r}, network={config.network}"
 
     def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
         """The configured preset."""
         return network_config(getattr(ScaleMixerConfig, self.config.size)(**self.config.network), outer, inner)
+
+    def schema(self, name: str, report: Report) -> Schema | None:
+        """The configured variables."""
+        if name == "inner":
+            return schema_of("", self.config.variables, (), report)
+        return schema_of("global_", self.config.global_variables, self.config.global_levels, report)
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """None."""
@@ -120,7 +122,6 @@ class AroundGlobal(FromScratch):
     def __init__(self, config: TrainConfig, base: Forecaster):
         super().__init__(config)
         self.base = base
-        self.schemas["outer"] = base.outer.schema
         self.words += f" around the global network of {base.name!r}"
 
     def network(self, outer: Branch | Source, inner: Branch | Source) -> ScaleMixerConfig:
@@ -133,6 +134,10 @@ class AroundGlobal(FromScratch):
         if different:
             raise ValueError(f"its {', '.join(different)} differ")
         return settings
+
+    def schema(self, name: str, report: Report) -> Schema | None:
+        """That of the global network, and the configured variables of the region."""
+        return self.base.outer.schema if name == "outer" else super().schema(name, report)
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Those of the global branch."""
@@ -237,10 +242,6 @@ class TrainingData:
     def inner(self) -> Branch:
         """Contract of the regional branch."""
         return self.branches["inner"]
-
-    def fresh_model(self, config: TrainConfig) -> Forecaster:
-        """A model of the configured size on these grids, with random weights."""
-        return self.model(FromScratch(config), config)
 
     def model(self, contract: Contract, config: TrainConfig) -> Forecaster:
         """The network of a contract on these grids, with random weights and the name and calendar of the settings."""
@@ -358,9 +359,11 @@ def _sources(tree: xr.DataTree, contract: Contract, skip: float, report: Report)
     """The groups that can be used, by branch; problems go to the report."""
     hours = {"outer": (1, 2, 3, HOURS), "inner": (1,)}
     statics = {"outer": STATICS[:2], "inner": tuple(name for name in contract.statics if name in STATICS)}
+    schemas = {branch: contract.schema(branch, report) for branch in GROUPS}
     found = {
-        branch: read_source(ds, f"/{GROUPS[branch]}", contract.schemas[branch], statics[branch], hours[branch], skip, report)
+        branch: read_source(ds, f"/{GROUPS[branch]}", schema, statics[branch], hours[branch], skip, report)
         for branch, ds in groups_of(tree, report).items()
+        if (schema := schemas[branch]) is not None
     }
     return {branch: source for branch, source in found.items() if source is not None}
 

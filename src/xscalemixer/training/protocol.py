@@ -37,6 +37,9 @@ __all__ = ["Run", "Way", "objective_of", "run", "train"]
 
 log = logging.getLogger(__name__)
 
+# what was added later counts only where it is used: older folders stay valid
+LATER_SETTINGS = ("statics", "first_guess", "variables", "global_variables", "global_levels")
+
 
 def train(
     config: TrainConfig,
@@ -289,8 +292,8 @@ class Run:
     def _identity(self, number: int) -> dict[str, Any]:
         """What decides the weights after a stage: settings, this and earlier stages, statistics and data; plain data."""
         run = {key: value for key, value in self.config.to_dict().items() if key not in ("name", "test", "stages")}
-        for each in fields(TrainConfig):  # what was added later counts only where it is used: older folders stay valid
-            if each.name in ("statics", "first_guess") and run[each.name] == each.default:
+        for each in fields(TrainConfig):
+            if each.name in LATER_SETTINGS and run[each.name] == each.default:
                 del run[each.name]
         for i, stage in enumerate(self.config.stages[: number + 1]):
             run |= {f"stages[{i}].{key}": value for key, value in stage.identity.items()}
