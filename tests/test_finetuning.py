@@ -59,7 +59,7 @@ def tree():
 
 def adapted(base, tree, missing=(), statistics="new"):
     """The model before any update, and what it has from its base."""
-    schemas = finetuning._schemas(base, missing, {}, xsm.Report(""))
+    schemas = finetuning._schemas(base, missing, {}, Adaptation.titles, xsm.Report(""))
     contract = Adaptation(base, schemas, statistics)
     config = xsm.TrainConfig(name="x", stages=(xsm.Stage(kind="regional", updates=1, batch=1),), **PERIODS)
     return contract.begin(TrainingData.of(config, tree, contract), config)
@@ -459,8 +459,10 @@ def test_less_memory_is_estimated_with_fewer_samples_per_pass(base):
 
 def test_epochs_become_updates():
     times = {"outer": TIMES[5::6], "inner": TIMES}
-    periods = PERIODS["train"], PERIODS["validation"]
-    made = finetuning._default_stages(["global", "rollout", "cold_start"], times, *periods, 5, {"per_pass": 1, "recompute": True})
+    count = lambda periods, steps: Adaptation.count(times, periods, steps)
+    rates = {kind: 1e-4 for kind in ("global", "rollout", "cold_start")}
+    more = {"per_pass": 1, "recompute": True}
+    made = finetuning._default_stages(rates, count, PERIODS["train"], PERIODS["validation"], 5, more)
     assert [(s.kind, s.batch, s.updates, s.recompute) for s in made] == [
         ("global", 4, 9, True), ("rollout", 2, 3, True), ("cold_start", 4, 9, False)
     ]  # fmt: skip

@@ -32,6 +32,10 @@ class DatasetAccessor:
         """See `xscalemixer.key_positions`."""
         return xscalemixer.key_positions(self._ds, **kwargs)
 
+    def finetune(self, model=None, **kwargs):
+        """See `xscalemixer.finetune`."""
+        return xscalemixer.finetune(self._ds, model, **kwargs)
+
     def score(self, truth, **kwargs) -> xr.Dataset | xr.DataTree:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)
