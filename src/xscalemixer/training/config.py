@@ -17,7 +17,7 @@ from xscalemixer.report import Report
 from xscalemixer.state import STATICS
 from xscalemixer.variables import REGIONAL
 
-__all__ = ["SIZES", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings"]
+__all__ = ["SIZES", "Met2NetTrainConfig", "Periods", "Stage", "TrainConfig", "are_periods", "check_settings", "config_of"]
 
 Periods = tuple[tuple[str, str], ...]
 
@@ -208,6 +208,43 @@ class Met2NetTrainConfig(TrainConfig):
 
     sizes = ("tiny", "weatherbench", "weatherbench_fine", "era5_cropped", "mvmm_fnist", "taxibj")
     kinds = ALONE
+
+
+_CONFIGS: dict[str, type[TrainConfig]] = {"coupled": TrainConfig, "regional": Met2NetTrainConfig}  # by the kind of the model
+
+
+def config_of(data: Mapping[str, Any]) -> TrainConfig:
+    """Settings of any kind from plain data: ``"kind"`` tells which, without it "coupled"; the rest is as for ``from_dict``.
+
+    >>> config_of({"kind": "regional", "name": "davos", "train": [["2020-01-01", "2020-10-01"]]}).size
+    'weatherbench'
+
+    Raises
+    ------
+    InputError
+        With every key that is unknown or missing and every value of a wrong type.
+    """
+    settings = dict(data)
+    kind = settings.pop("kind", "coupled")
+    known = " or ".join(f'"{each}" ({each_config.__name__})' for each, each_config in _CONFIGS.items())
+    if not isinstance(kind, str) or kind not in _CONFIGS:
+        near = difflib.get_close_matches(str(kind), _CONFIGS, 1)
+        raise InputError("these training settings cannot be read", [f"kind={kind!r}; needed {known}{_is_it(near)}"])
+    if "kind" not in data and (signs := _signs_of_a_region_alone(settings)):
+        found = f"no 'kind', and {', '.join(signs)}, which only models of a region alone have; needed {known}"
+        raise InputError("these training settings cannot be read", [f'{found}. Add "kind": "regional"'])
+    return _CONFIGS[kind].from_dict(settings)
+
+
+def _is_it(near: list[str]) -> str:
+    return f'. Is it "{near[0]}"?' if near else ""
+
+
+def _signs_of_a_region_alone(settings: Mapping[str, Any]) -> list[str]:
+    rows = settings.get("stages", ())
+    kinds = [row.get("kind") for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
+    keys = {each.name for each in fields(Met2NetTrainConfig)} - {each.name for each in fields(TrainConfig)}
+    return [*(repr(key) for key in sorted(keys & set(settings))), *(f"a stage {kind!r}" for kind in kinds if kind in ALONE)]
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:
