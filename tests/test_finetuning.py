@@ -75,11 +75,19 @@ def test_same_grids_and_variables_take_over_everything(base, tree):
         assert torch.equal(value, dict(model.modules.named_parameters())[name]), name
 
 
-def test_equal_variables_keep_their_weights(base, tree):
-    """Without z and tcc: the network gives for the others what the old one gives where the lost inputs are 0."""
+@pytest.mark.parametrize("width", [0, 5])
+def test_equal_variables_keep_their_weights(tree, width):
+    """Without z and tcc: the network gives for the others what the old one gives where the lost inputs are 0.
+
+    With an encoder for each variable 0 has features too, so that of tcc is made to give none.
+    """
+    base = forecaster(variable_width=width)
+    if width:
+        for parameter in base.network.inner.embedding.narrow.parameters():
+            torch.nn.init.zeros_(parameter[5 * width : 6 * width])
     thin = tree_of(tree["global"].to_dataset().drop_vars("z"), tree["regional"].to_dataset().drop_vars("tcc"))
     model, takeover = adapted(base, thin, ("z", "tcc"), "keep")
-    assert len(takeover.sliced) == 3 + 1 + 6 * 2 + 2 and not takeover.anew
+    assert len(takeover.sliced) == 3 + (5 if width else 1) + 6 * 2 + 2 and not takeover.anew
     torch.manual_seed(0)
     outer, inner = torch.randn(1, len(base.outer.schema), 32, 64), torch.randn(1, 6, 7, 40, 60)
     outer[:, :2], inner[:, :, 5] = 0.0, 0.0

@@ -355,7 +355,7 @@ def _channel_axes(model: Forecaster) -> dict[str, tuple[int, list]]:
         cells = list(product(range(HOURS), inner, range(config.inner.patch**2)))
         axes |= {f"network.inner.head.{part}": (0, cells) for part in ("weight", "bias")}
     else:
-        axes["network.inner.embedding.project.weight"] = (1, inner)
+        axes |= _embedding_axes(config, inner)
         if model.network.inner.driver_embedding is not None:
             axes["network.inner.driver_embedding.project.weight"] = (1, driver)
         for hour in range(HOURS):
@@ -365,6 +365,16 @@ def _channel_axes(model: Forecaster) -> dict[str, tuple[int, list]]:
     axes["cold_start.widen.weight"] = (1, inputs)
     axes |= {f"cold_start.head.{part}": (0, list(product(range(HOURS), inner))) for part in ("weight", "bias")}
     return axes
+
+
+def _embedding_axes(config: ScaleMixerConfig, inner: list[str]) -> dict[str, tuple[int, list]]:
+    """The same of the embedding of the regional hours, or of the encoders of the variables and the layer that mixes them."""
+    if not config.variable_width:
+        return {"network.inner.embedding.project.weight": (1, inner)}
+    features = list(product(inner, range(config.variable_width)))
+    rows = {"project": list(product(inner, range(config.width))), "narrow": features}
+    axes = {f"network.inner.embedding.{name}.{part}": (0, rows[name]) for name in rows for part in ("weight", "bias")}
+    return axes | {"network.inner.merge.weight": (1, list(product(range(HOURS), features)))}
 
 
 def _head_axes(name: str, config: ScaleMixerConfig, inner: list[str]) -> dict[str, tuple[int, list]]:
