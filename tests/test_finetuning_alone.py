@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from alone import alone
+from alone import alone, settings
 from worlds import HOUR, START, box, forecaster
 
 import xscalemixer as xsm
@@ -197,3 +197,22 @@ def test_a_verdict_on_times_that_the_model_has_seen_is_refused(base, elsewhere):
     periods = {"train": (("2020-06-01T12", "2020-06-02"),), "validation": (("2020-06-02", "2020-06-02T12"),)}
     with pytest.raises(TimeError, match="has been chosen by .*, in this region"):
         elsewhere.scalemixer.finetune(first, stages=TWO, test=PERIODS["validation"], **{**QUICK, **periods})
+
+
+# --- real hours
+
+
+def test_from_cornwall_to_davos(shared_data):
+    """A month of ERA5 on 5 x 7 cells by the sea, then on 4 x 5 cells in the Alps, where wind and cloud are missing."""
+    read = lambda *parts: xsm.open(shared_data.joinpath("real", *parts))
+    cornwall = read("era5_cornwall", "data_stream-oper_stepType-instant.nc")
+    davos = read("era5_davos", "SURF_202001.nc")[["t2m", "sp"]]
+    month = str(cornwall["valid_time"].values[0])[:7]
+    periods = {"train": ((f"{month}-01", f"{month}-08"),), "validation": ((f"{month}-09", f"{month}-10"),)}
+    config = settings("implicit", variables=("t2m", "u10", "v10", "sp", "tcc"), **periods)
+    model = xsm.train(config, cornwall)
+    periods = {"train": (("2020-01-01", "2020-01-08"),), "validation": (("2020-01-09", "2020-01-10"),)}
+    tuned = davos.scalemixer.finetune(model, missing=("u10", "v10", "tcc"), stages=TWO, **{**QUICK, **periods})
+    fc = davos.scalemixer.forecast(6, model=tuned)
+    assert fc["t2m"].sizes["latitude"] == 4 and fc["t2m"].min() > 230 and fc["t2m"].max() < 320
+    assert tuned.about["finetuned"]["from"] == "alone" and set(fc.data_vars) >= {"t2m", "sp"}
