@@ -351,7 +351,7 @@ def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
             continue
         cells = []
         for v in VARIABLES:
-            pairs = [against[own[min(i, len(own) - 1)]][v].sel(model=name) for i, name in enumerate(names)]
+            pairs = [against[own[i % len(own)]][v].sel(model=names[i % len(names)]) for i in range(max(len(own), len(names)))]
             value, low, high = np.transpose([100 * (pair.sel(metric=parts) / pair.sel(metric="mse")).values for pair in pairs])
             cells.append(f"{value.mean():.1f} [{low.min():.1f}, {high.max():.1f}]")
         gains.append(_row([system, *cells]))
