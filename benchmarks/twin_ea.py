@@ -78,6 +78,7 @@ SYSTEMS = (
     System("L_r 8", "eight regional layers", {"inner": {"depth": 8}}, turn=2),
     *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}, turn=2) for keys in (16, 256)),
     System("keys near the region", "learned keys within a global patch of the region", {"sampler": {"halo": 1}}, turn=2),
+    System("own encoders", "two-way, an encoder for each regional variable", {"variable_width": 18}, turn=2),
 )
 
 

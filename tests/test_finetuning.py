@@ -59,7 +59,7 @@ def tree():
 
 def adapted(base, tree, missing=(), statistics="new"):
     """The model before any update, and what it has from its base."""
-    schemas = finetuning._schemas(base, missing, {}, xsm.Report(""))
+    schemas = finetuning._schemas(base, missing, {}, Adaptation.titles, xsm.Report(""))
     contract = Adaptation(base, schemas, statistics)
     config = xsm.TrainConfig(name="x", stages=(xsm.Stage(kind="regional", updates=1, batch=1),), **PERIODS)
     return contract.begin(TrainingData.of(config, tree, contract), config)
@@ -75,11 +75,19 @@ def test_same_grids_and_variables_take_over_everything(base, tree):
         assert torch.equal(value, dict(model.modules.named_parameters())[name]), name
 
 
-def test_equal_variables_keep_their_weights(base, tree):
-    """Without z and tcc: the network gives for the others what the old one gives where the lost inputs are 0."""
+@pytest.mark.parametrize("width", [0, 5])
+def test_equal_variables_keep_their_weights(tree, width):
+    """Without z and tcc: the network gives for the others what the old one gives where the lost inputs are 0.
+
+    With an encoder for each variable 0 has features too, so that of tcc is made to give none.
+    """
+    base = forecaster(variable_width=width)
+    if width:
+        for parameter in base.network.inner.embedding.narrow.parameters():
+            torch.nn.init.zeros_(parameter[5 * width : 6 * width])
     thin = tree_of(tree["global"].to_dataset().drop_vars("z"), tree["regional"].to_dataset().drop_vars("tcc"))
     model, takeover = adapted(base, thin, ("z", "tcc"), "keep")
-    assert len(takeover.sliced) == 3 + 1 + 6 * 2 + 2 and not takeover.anew
+    assert len(takeover.sliced) == 3 + (5 if width else 1) + 6 * 2 + 2 and not takeover.anew
     torch.manual_seed(0)
     outer, inner = torch.randn(1, len(base.outer.schema), 32, 64), torch.randn(1, 6, 7, 40, 60)
     outer[:, :2], inner[:, :, 5] = 0.0, 0.0
@@ -455,8 +463,10 @@ def test_less_memory_is_estimated_with_fewer_samples_per_pass(base):
 
 def test_epochs_become_updates():
     times = {"outer": TIMES[5::6], "inner": TIMES}
-    periods = PERIODS["train"], PERIODS["validation"]
-    made = finetuning._default_stages(["global", "rollout", "cold_start"], times, *periods, 5, {"per_pass": 1, "recompute": True})
+    count = lambda periods, steps: Adaptation.count(times, periods, steps)
+    rates = {kind: 1e-4 for kind in ("global", "rollout", "cold_start")}
+    more = {"per_pass": 1, "recompute": True}
+    made = finetuning._default_stages(rates, count, PERIODS["train"], PERIODS["validation"], 5, more)
     assert [(s.kind, s.batch, s.updates, s.recompute) for s in made] == [
         ("global", 4, 9, True), ("rollout", 2, 3, True), ("cold_start", 4, 9, False)
     ]  # fmt: skip

@@ -25,9 +25,12 @@ def reseal(folder):
     (folder / pretrained.CHECKSUMS).write_text("".join(lines))
 
 
-def test_saved_model_forecasts_the_same(folder):
-    again = xsm.load(folder)
-    first, second = (xsm.forecast(globe(), 2, model=m) for m in (forecaster(), again))
+@pytest.mark.parametrize("width", [0, 5])
+def test_saved_model_forecasts_the_same(tmp_path, width):
+    model = forecaster(variable_width=width)
+    model.save(tmp_path / "mine")
+    again = xsm.load(tmp_path / "mine")
+    first, second = (xsm.forecast(globe(), 2, model=m) for m in (model, again))
     assert (first["t2m"].values == second["t2m"].values).all()
     assert again.name == "mine" and len(again.sha256) == 64
 

@@ -178,7 +178,6 @@ def test_what_only_coupled_models_have(ds, model):
     for call, what in (
         (lambda: ds.scalemixer.key_positions(model=model), "key positions"),
         (lambda: ds.scalemixer.forecast(1, model=model, diagnose=True), "coupling"),
-        (lambda: xsm.finetune(xr.DataTree(), model), "fine-tuning"),
     ):
         with pytest.raises(InputError, match=f"'alone' has no {what}"):
             call()

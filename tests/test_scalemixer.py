@@ -105,6 +105,8 @@ def test_unknown_key_is_refused():
         ({"blocks": 3}, "outer depth 4 is not a multiple of blocks=3"),
         ({"width": 33}, "width 33 is not a multiple of heads=2"),
         ({"sampler": SamplerConfig(keys=1000)}, "keys=1000 exceeds the 128 global tokens"),
+        ({"variable_width": -1}, "variable_width=-1 with coupling='two_way'; needed 0 or more"),
+        ({"variable_width": 5, "coupling": "downscaled"}, "regional hours as input, which 'downscaled' has not"),
         ({"sunlit_channel": 6, "inner": replace(TINY.inner, forcings=0)}, "sunlit_channel needs inner.forcings=12"),
     ],
 )
@@ -373,6 +375,45 @@ def test_fourier_positions_depend_on_place_only():
     here = position(torch.zeros(1, len(grid), TINY.width)).unflatten(1, grid.shape)[:, 1:, 1:].flatten(1, 2)
     torch.testing.assert_close(moved(torch.zeros(1, len(part), TINY.width)), here)
     assert here.std(1).max() > 1e-3  # and other places get something else
+
+
+def test_encoders_of_the_variables_see_their_own_only():
+    model, hours = build(variable_width=5).inner, inputs()["inner"][:, 0]
+    changed = model.embedding(hours) - model.embedding(hours.index_fill(1, torch.tensor([2]), 0.0))
+    moved = changed.unflatten(2, (7, 5)).abs().amax((0, 1, 3)) > 0
+    assert model.embedding(hours).shape == (2, 6, 35) and moved.tolist() == [False, False, True, *[False] * 4]
+
+
+def test_every_encoder_learns_and_every_variable_matters():
+    model, given = build(variable_width=5), inputs()
+    given["inner"].requires_grad_()
+    model(**given).inner.square().sum().backward()
+    assert given["inner"].grad.abs().amax((0, 1, 3, 4)).min() > 0
+    for part in (model.inner.embedding.project, model.inner.embedding.narrow):
+        assert part.weight.grad.unflatten(0, (7, -1)).abs().amax((1, 2, 3, 4)).min() > 0
+
+
+def test_encoders_of_the_variables_are_no_sum():
+    """A shared embedding adds up what it sees of each variable; encoders with an activation do not."""
+    hours = inputs()["inner"][:, 0]
+    for width, linear in ((0, True), (5, False)):
+        embedding = build(variable_width=width).inner.embedding
+        a, b, none = (embedding(x) for x in (hours, 2.0 * hours, 0.0 * hours))
+        assert torch.allclose(b - a, a - none, atol=1e-5) is linear
+
+
+@pytest.mark.parametrize("size", ["small", "fine", "base", "paper"])
+def test_encoders_of_the_variables_keep_the_size(size):
+    with torch.device("meta"):
+        plain = getattr(ScaleMixerConfig, size)()
+        shared, own = (count(CoupledModel(c)) for c in (plain, replace(plain, variable_width=plain.width // 7)))
+    assert own == pytest.approx(shared, rel=0.01)
+
+
+def test_models_of_before_have_one_embedding():
+    data = TINY.to_dict()
+    del data["variable_width"]
+    assert ScaleMixerConfig.from_dict(data) == TINY and set(build().state_dict()) == set(CoupledModel(TINY).state_dict())
 
 
 def test_global_loss_is_the_weighted_mean():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ from alone import NETWORK, PERIODS, alone, region, settings
 from worlds import HOUR, START, globe
 
 import xscalemixer as xsm
+from xscalemixer.__main__ import main
 from xscalemixer.errors import GridError, InputError, TimeError
+from xscalemixer.grids import Grid
 from xscalemixer.nn.met2net import Met2Net, Met2NetObjective
 from xscalemixer.samples import LazyFields, Sequences, Series, sequence_starts
-from xscalemixer.training.alone import Met2NetStage
-from xscalemixer.variables import REGIONAL
+from xscalemixer.training.alone import Met2NetStage, RegionAlone
+from xscalemixer.training.config import config_of
+from xscalemixer.variables import REGIONAL, Schema
 
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
 HOURS = START + np.arange(1, 37) * HOUR
@@ -243,6 +247,9 @@ def weatherbench(tmp_path_factory):
     constants = {
         "orography": (("lat", "lon"), np.zeros((32, 64)), {"units": "m"}),
         "lsm": (("lat", "lon"), np.ones((32, 64)), {"units": "(0 - 1)"}),
+        "slt": (("lat", "lon"), np.ones((32, 64)), {"units": "~"}),
+        "lat2d": (("lat", "lon"), np.broadcast_to(lat[:, None], (32, 64))),
+        "lon2d": (("lat", "lon"), np.broadcast_to(lon, (32, 64))),
     }
     (folder / "constants").mkdir()
     xr.Dataset(constants, coords).to_netcdf(folder / "constants" / "constants_5.625deg.nc")
@@ -261,3 +268,74 @@ def test_weatherbench_files_train_the_published_network(weatherbench):
     fc = ds.scalemixer.forecast(3, model=model)
     assert fc["r"].sizes["level"] == 1 and fc["r"]["level"].attrs["units"] == "hPa"
     assert fc["t2m"].sizes == {"reference_time": 1, "lead_time": 3, "latitude": 32, "longitude": 64}
+
+
+def test_the_example_has_the_published_settings_and_opens_the_files(weatherbench, monkeypatch):
+    text = json.loads((Path(__file__).parents[1] / "examples" / "met2net_weatherbench.json").read_text())
+    monkeypatch.chdir(weatherbench.parent)
+    assert set(xsm.open(text.pop("data").replace("weatherbench/", f"{weatherbench.name}/"))) >= {"t2m", "r", "orography"}
+    config = config_of(text)
+    (stage,) = config.stages
+    assert (stage.kind, stage.batch, stage.peak) == ("implicit", 16, 1e-3)
+    assert stage.updates == pytest.approx(50 * 6 * 365.25 * 24 / 16, rel=0.01)
+    schema = Schema.of(*config.variables, levels=config.levels)
+    grid = Grid.regular("87.1875", "0", "5.625", (32, 64))
+    with torch.device("meta"):
+        network = Met2Net(RegionAlone(config).network(config, schema, grid))
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(8.70e6, rel=0.01)
+    assert not network.config.periodic and network.config.objective.momentum == 0.9 and network.config.past == 12
+
+
+# --- shell
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch, ds):
+    """Writes the settings of a short run beside its data."""
+    monkeypatch.chdir(tmp_path)
+    ds.to_netcdf("region.nc")
+    plain = json.loads(json.dumps(settings("implicit").to_dict()))
+
+    def write(**changes):
+        text = {"kind": "regional", "data": "region.nc", **plain, **changes}
+        (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in text.items() if value is not None}))
+        return str(tmp_path / "config.json")
+
+    return write
+
+
+def test_train_and_finetune_from_the_shell(written, capsys, monkeypatch):
+    assert main(["train", written()]) == 0
+    assert xsm.load("alone").about["training"][0]["kind"] == "implicit"
+    assert main(["train", written(data=None), "--regional", "region.nc", "--output", "again"]) == 0  # from the finished stage
+    assert xsm.load("again").weights_sha256() == xsm.load("alone").weights_sha256()
+    monkeypatch.setitem(xsm.finetune.__kwdefaults__, "min_samples", 1)
+    periods = [text for name, rows in PERIODS.items() for text in (f"--{name}", *rows[0])]
+    command = ["finetune", "mine", "--model", "./alone", "--regional", "region.nc", "--epochs", "1", *periods]
+    assert main(command) == 0 and xsm.load("mine").about["finetuned"]["from"] == "alone"
+    assert main(["finetune", "other", "--model", "./alone", "--global", "a.nc", "--regional", "region.nc"]) == 1
+    assert "needed --regional alone: it has no driver" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"kind": "met2net"},
+            """kind='met2net'; needed "coupled" (TrainConfig) or "regional" (Met2NetTrainConfig)""",
+        ),
+        ({"kind": "regionl"}, 'Is it "regional"?'),
+        ({"kind": ["regional"]}, """kind=['regional']; needed"""),
+        ({"kind": None}, "no 'kind', and 'levels', a stage 'implicit', which only a Met2NetTrainConfig has"),
+        ({"kind": None}, 'Add "kind": "regional"'),
+        ({"kind": "coupled", "levels": [500]}, "unknown key 'levels'"),
+        ({"kind": None, "inputs": ["t2m"], "levels": None, "stages": None}, 'Add "kind": "corrdiff"'),
+        ({"variabels": ["t2m"]}, "Is it 'variables'?"),
+        ({"levels": "1000"}, "levels='1000'. Needed: a list"),
+        ({"data": None}, "found {'global': None, 'regional': None, 'data': None}; needed --regional alone"),
+        ({"data": {"global": "g.nc", "regional": "region.nc"}}, "needed --regional alone"),
+    ],
+)
+def test_settings_that_are_not_of_a_kind_are_refused(written, capsys, changes, message):
+    assert main(["train", written(**changes)]) == 1
+    assert message in capsys.readouterr().err

@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_training(commands: Any) -> None:
     train = commands.add_parser("train", help="train a model from scratch; torchrun -m xscalemixer train ... for many devices")
-    train.add_argument("config", type=Path, help='JSON of a TrainConfig, and "data" if no option names them')
+    train.add_argument("config", type=Path, help='JSON of settings, and "data" if no option names them')
     train.add_argument("--output", type=Path, help="model folder to write; default: the name in the config")
     train.set_defaults(run=_train)
     finetune = commands.add_parser("finetune", help="adapt a trained model to another region, driver or set of variables")
@@ -81,7 +81,7 @@ def _add_training(commands: Any) -> None:
     finetune.set_defaults(run=_finetune)
     for command in (train, finetune):
         command.add_argument("--global", dest="outer", nargs="+", metavar="FILE", help="driver, every 1, 2, 3 or 6 hours: files")
-        command.add_argument("--regional", nargs="+", metavar="FILE", help="hourly analyses of the region: files or patterns")
+        command.add_argument("--regional", nargs="+", metavar="FILE", help="hourly fields of the region: files or patterns")
         command.add_argument("--data", metavar="TREE", help="both in one Zarr store, groups /global and /regional")
         command.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
         command.add_argument("--runs", type=Path, help="folder of stages and checkpoints; default: runs/NAME")
@@ -142,23 +142,28 @@ def _forecast(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from xscalemixer.training.config import config_of
+
     settings = _settings(options.config)
     places = settings.pop("data", None)
-    config = xsm.TrainConfig.from_dict(settings)
+    config = config_of(settings)
     output = options.output or Path(config.name)
     _require_place(output, options)
-    _save(xsm.train(config, _tree(options, places), **_way(options, config.name)), output, options)
+    data = _hours(options, places) if isinstance(config, xsm.Met2NetTrainConfig) else _tree(options, places)
+    _save(xsm.train(config, data, **_way(options, config.name)), output, options)
     return 0
 
 
 def _finetune(options: argparse.Namespace) -> int:
     _require_place(options.output, options)
-    names = ("model", "epochs", "missing", "statistics", "rank")
+    names = ("epochs", "missing", "statistics", "rank")
     periods = {
         name: tuple(map(tuple, getattr(options, name))) for name in ("train", "validation", "test") if getattr(options, name)
     }
     settings = {name: getattr(options, name) for name in names}
-    model = xsm.finetune(_tree(options, None), **settings, **periods, **_way(options, options.output.name))
+    base = xsm.load(options.model) if options.model else xsm.load()
+    data = _hours(options, None) if [each.part for each in base.inputs] == ["inner"] else _tree(options, None)
+    model = xsm.finetune(data, base, **settings, **periods, **_way(options, options.output.name))
     _save(model, options.output, options)
     return 0
 
@@ -193,10 +198,7 @@ def _settings(path: Path) -> dict:
 
 def _tree(options: argparse.Namespace, places: Any) -> xr.DataTree:
     """Training data from the command line, or from where the config says they are."""
-    given: Any = {"global": options.outer, "regional": options.regional, "data": options.data}
-    if not any(given.values()) and places is not None:
-        given = places if isinstance(places, dict) else {"data": places}
-    outer, inner, store = (given.get(name) for name in ("global", "regional", "data"))
+    outer, inner, store, given = _places(options, places, "data")
     if isinstance(store, str) and not outer and not inner:
         return _open_tree(store)
     if outer and inner and not store:
@@ -204,6 +206,24 @@ def _tree(options: argparse.Namespace, places: Any) -> xr.DataTree:
     raise xsm.InputError(
         "the data of a training must be named", [f"found {given}; needed --global and --regional, or --data alone"]
     )
+
+
+def _hours(options: argparse.Namespace, places: Any) -> xr.Dataset:
+    """Hourly fields of a region alone, from the same places."""
+    outer, inner, store, given = _places(options, places, "regional")
+    if inner and not outer and not store:
+        return xsm.open(inner)
+    raise xsm.InputError(
+        "the data of a model of a region alone must be named", [f"found {given}; needed --regional alone: it has no driver"]
+    )
+
+
+def _places(options: argparse.Namespace, places: Any, plain: str) -> tuple[Any, Any, Any, Any]:
+    """Global files, regional files, the store of both, and all that was given; a place without a name is ``plain``."""
+    given: Any = {"global": options.outer, "regional": options.regional, "data": options.data}
+    if not any(given.values()) and places is not None:
+        given = places if isinstance(places, dict) else {plain: places}
+    return given.get("global"), given.get("regional"), given.get("data"), given
 
 
 def _open_tree(store: str) -> xr.DataTree:

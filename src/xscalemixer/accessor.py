@@ -36,6 +36,10 @@ class DatasetAccessor:
         """See `xscalemixer.downscale`."""
         return xscalemixer.downscale(self._ds, members, **kwargs)
 
+    def finetune(self, model=None, **kwargs):
+        """See `xscalemixer.finetune`."""
+        return xscalemixer.finetune(self._ds, model, **kwargs)
+
     def score(self, truth, **kwargs) -> xr.Dataset | xr.DataTree:
         """See `xscalemixer.score`."""
         return xscalemixer.score(self._ds, truth, **kwargs)

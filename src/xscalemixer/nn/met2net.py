@@ -510,7 +510,7 @@ class Met2NetObjective(nn.Module):
         self._require(stage)
         net = self.network
         parts = {"autoencoder": (net.encoders, net.decoders), "translator": (net.translator,)}.get(stage, (net,))
-        return [parameter for part in parts for parameter in part.parameters()]
+        return [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
 
     def loss(self, batch: Mapping[str, Tensor], stage: str) -> tuple[Tensor, dict[str, Tensor]]:
         """What a stage minimizes, shape (), and its parts, detached."""

@@ -12,7 +12,17 @@ from torch.nn import functional
 
 from xscalemixer.nn.blocks import MLP, FourierEmbedding, require_shape
 
-__all__ = ["Alignment", "Deconvolution", "PatchEmbedding", "PredictionHead", "TokenGrid", "bilinear", "pad_field", "start_small"]
+__all__ = [
+    "Alignment",
+    "Deconvolution",
+    "PatchEmbedding",
+    "PredictionHead",
+    "TokenGrid",
+    "VariableEmbedding",
+    "bilinear",
+    "pad_field",
+    "start_small",
+]
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,34 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, d), tokens row by row from the north-west."""
         return self.project(pad_field(x, self.grid.padding, self.grid.periodic)).flatten(2).transpose(1, 2)
+
+
+class VariableEmbedding(nn.Module):
+    """An encoder of its own for each channel: (B, C, H, W) -> (B, N, C * features), the features of a channel side by side.
+
+    Without an activation the sum over channels would be a `PatchEmbedding`; with one, what is told of a variable does not depend
+    on the others until something mixes them (as in Met2Net, arXiv 2507.17189).
+
+    Parameters
+    ----------
+    channels : int
+    features : int
+        Of each channel.
+    hidden : int
+        Width of each encoder; as many weights for the patches as a `PatchEmbedding` of that width has.
+    grid : TokenGrid
+    """
+
+    def __init__(self, channels: int, features: int, hidden: int, grid: TokenGrid):
+        super().__init__()
+        self.grid = grid
+        self.project = nn.Conv2d(channels, channels * hidden, grid.patch, grid.patch, groups=channels)
+        self.narrow = nn.Conv2d(channels * hidden, channels * features, 1, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, C * features), tokens row by row from the north-west."""
+        patches = functional.gelu(self.project(pad_field(x, self.grid.padding, self.grid.periodic)))
+        return self.narrow(patches).flatten(2).transpose(1, 2)
 
 
 class Deconvolution(nn.Module):

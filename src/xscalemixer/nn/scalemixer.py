@@ -41,6 +41,7 @@ from xscalemixer.nn.patch import (
     PatchEmbedding,
     PredictionHead,
     TokenGrid,
+    VariableEmbedding,
     start_small,
 )
 
@@ -172,6 +173,9 @@ class ScaleMixerConfig:
         Learned per token, or a function of latitude and longitude that can move to another box.
     detail : int
         Features of the full-resolution refinement in the regional heads; 0 as in the paper.
+    variable_width : int
+        Features of each regional variable at an hour, from an encoder of its own; about ``width`` over the number of variables
+        keeps the network as large as it is. 0: one embedding of all variables, as in the paper.
     shared : tuple of (int, int, float, float)
         For "lam" and "downscaled": regional channel, global channel that is the same variable, and scale and offset from
         the normalized values of the second to those of the first.
@@ -193,6 +197,7 @@ class ScaleMixerConfig:
     output: Literal["residual", "direct"] = "residual"
     positions: Literal["learned", "fourier"] = "learned"
     detail: int = 0
+    variable_width: int = 0
     shared: tuple[tuple[int, int, float, float], ...] = ()
     frame: int = 0
     sunlit_channel: int | None = None
@@ -205,6 +210,9 @@ class ScaleMixerConfig:
         _choice("positions", self.positions, ("learned", "fourier"))
         if self.frame and self.coupling != "lam":
             raise ValueError(f"frame={self.frame} needs coupling='lam'; found {self.coupling!r}")
+        if self.variable_width < 0 or (self.variable_width and self.coupling == "downscaled"):
+            found = f"variable_width={self.variable_width} with coupling={self.coupling!r}"
+            raise ValueError(f"{found}; needed 0 or more, and regional hours as input, which 'downscaled' has not")
         for name in ("outer", "inner"):
             depth = getattr(self, name).depth
             if depth % self.blocks:
@@ -428,8 +436,13 @@ class RegionalModel(nn.Module):
         self.config, self.output, self.sunlit_channel = branch, config.output, config.sunlit_channel
         self.grid, width = branch.tokens, config.width
         self.register_buffer("statics", torch.zeros(branch.statics, *branch.shape))
-        self.embedding = PatchEmbedding(branch.channels, width, self.grid)  # shared by the six hours
-        self.merge = nn.Linear(HOURS * width, width)
+        features = branch.channels * config.variable_width or width
+        self.embedding = (  # shared by the six hours
+            VariableEmbedding(branch.channels, config.variable_width, width, self.grid)
+            if config.variable_width
+            else PatchEmbedding(branch.channels, width, self.grid)
+        )
+        self.merge = nn.Linear(HOURS * features, width)
         self.static_embedding = PatchEmbedding(branch.statics, width, self.grid) if branch.statics else None
         self.forcing_embedding = PatchEmbedding(branch.forcings, width, self.grid) if branch.forcings else None
         driven = config.coupling in DRIVEN
@@ -456,7 +469,7 @@ class RegionalModel(nn.Module):
         batch = history.shape[0]
         require_shape("regional history", history, (None, HOURS, self.config.channels, *self.config.shape))
         require_shape("calendar", calendar, (batch, 4))
-        hours = self.embedding(history.flatten(0, 1)).unflatten(0, (batch, HOURS))  # (B, 6, N, d)
+        hours = self.embedding(history.flatten(0, 1)).unflatten(0, (batch, HOURS))  # (B, 6, N, features)
         tokens = self.merge(hours.permute(0, 2, 1, 3).flatten(2)) + self.calendar(calendar)[:, None]
         if self.static_embedding is not None:
             tokens = tokens + self.static_embedding(self.statics[None])

@@ -1,26 +1,37 @@
-"""A trained model on other grids and fewer variables: which weights move along, which start anew, and a report of both."""
+"""A trained model on other grids and fewer variables: which weights move along, which start anew, and a report of both.
+
+`Adaptation` is of coupled models, `HourlyAdaptation` of models of a region alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from xscalemixer.errors import CheckpointError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid
+from xscalemixer.nn.met2net import STAGES, Met2NetConfig
 from xscalemixer.nn.patch import TokenGrid, bilinear
 from xscalemixer.nn.scalemixer import ScaleMixerConfig, with_fitting_keys
+from xscalemixer.regional import RegionalForecaster
 from xscalemixer.report import Report
-from xscalemixer.state import HOURS
-from xscalemixer.training.config import TrainConfig
-from xscalemixer.training.data import Contract, TrainingData, network_config
+from xscalemixer.samples import sequence_starts, window_starts
+from xscalemixer.state import GROUPS, HOUR, HOURS
+from xscalemixer.training.alone import HourlyContract, HourlyData, dataset_of, trained_by
+from xscalemixer.training.config import Met2NetTrainConfig, Periods, TrainConfig
+from xscalemixer.training.data import Contract, TrainingData, groups_of, network_config
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["Adaptation", "Takeover"]
+__all__ = ["Adaptation", "HourlyAdaptation", "Takeover"]
+
+Times = Mapping[str, np.ndarray]  # by branch
 
 _SIMILAR = 2.0  # positions are interpolated between token grids whose spacings differ by at most this factor
 
@@ -99,6 +110,10 @@ class Adaptation(Contract):
     """
 
     advice = "Choose another region, or another driver"
+    titles = {branch: f"/{group}" for branch, group in GROUPS.items()}
+    less_memory = "per_pass=1, recompute=True"
+    rates = {"global": 3e-4, "regional": 3e-4, "rollout": 5e-5, "cold_start": 3e-4}
+    shortest = 18 * HOUR  # any period of that length holds a sample: 12 hours around a time at 0, 6, 12 or 18 UTC
 
     def __init__(self, base: Forecaster, schemas: dict[str, Schema], statistics: str):
         self.base, self.schemas, self.statistics = base, schemas, statistics
@@ -124,12 +139,30 @@ class Adaptation(Contract):
         if self.statistics == "new" and not (name == "outer" and self.same_driver(grid)):
             return None
         own: Branch = getattr(self.base, name)
-        pick = lambda table: {channel: table[channel] for channel in self.schemas[name].channels}
-        return Stats(mean=pick(own.stats.mean), std=pick(own.stats.std), source=own.stats.source)
+        return _part_of(own.stats, self.schemas[name])
 
     def same_driver(self, grid: Grid) -> bool:
         """True if the global branch meets the grid and the channels it was trained on."""
         return grid == self.base.outer.grid and self.schemas["outer"] == self.base.outer.schema
+
+    @staticmethod
+    def groups(tree: xr.DataTree, report: Report) -> dict[str, xr.Dataset]:
+        """The data by branch; problems go to the report."""
+        return groups_of(tree, report)
+
+    def kinds(self, driver: Grid | None) -> list[str]:
+        """Stages of a fine-tuning, unless others are given."""
+        kinds = list(self.rates)
+        return kinds[1:] if driver is not None and self.same_driver(driver) else kinds
+
+    @staticmethod
+    def count(times: Times, periods: Periods, steps: int) -> int:
+        """Samples within periods; TimeError if there is none."""
+        return len(window_starts(times["outer"], times["inner"], periods, steps))
+
+    def config(self, **settings) -> TrainConfig:
+        """Settings of a run."""
+        return TrainConfig(calendar=self.base.calendar, **settings)
 
     def begin(self, data: TrainingData, config: TrainConfig) -> tuple[Forecaster, Takeover]:
         """The adapted model to train from; what starts anew does so by the seed of the settings."""
@@ -157,6 +190,113 @@ class Adaptation(Contract):
         cut = tuple(sorted(name for name in channels if known[name].shape != wanted[name].shape))
         takeover = Takeover((len(taken), len(parameters)), (count(taken), count(parameters)), cut, dict(sorted(anew.items())))
         return model, takeover
+
+
+class HourlyAdaptation(HourlyContract):
+    """What a trained model of a region alone asks of other data, and how its weights get there.
+
+    None of them belongs to a place or to a number of variables: all move along, but for the encoders and decoders of variables
+    that are missing.
+
+    Parameters
+    ----------
+    base : RegionalForecaster
+        It is not changed.
+    schemas : dict of Schema
+        Its own one, or a part of it, as ``"inner"``.
+    statistics : "new" or "keep"
+        Of the training periods, or its own.
+    """
+
+    advice = "Choose another region"
+    trained = True
+    titles = {"inner": "the data"}
+    less_memory = "per_pass=1"
+    rates = dict.fromkeys((kind for kinds in STAGES.values() for kind in kinds), 3e-4)
+
+    def __init__(self, base: RegionalForecaster, schemas: dict[str, Schema], statistics: str):
+        self.base, self.statistics = base, statistics
+        self.own = schemas["inner"]
+        self.words = f"the network of {base.name!r}"
+        settings = base.network.config
+        self.hours = settings.past + settings.future
+        self.shortest = self.hours * HOUR
+
+    @staticmethod
+    def groups(ds: xr.Dataset, report: Report) -> dict[str, xr.Dataset]:
+        """The data by branch; problems go to the report."""
+        found = dataset_of(ds, report)
+        return {} if found is None else {"inner": found}
+
+    def kinds(self, driver: Grid | None) -> list[str]:
+        """Stages of a fine-tuning, unless others are given: those that the model was trained in."""
+        return list(STAGES[self.base.network.config.objective.way])
+
+    def count(self, times: Times, periods: Periods, steps: int) -> int:
+        """Samples within periods; TimeError if there is none."""
+        return len(sequence_starts(times["inner"], periods, self.hours))
+
+    def config(self, **settings) -> Met2NetTrainConfig:
+        """Settings of a run."""
+        return Met2NetTrainConfig(variables=self.own.names, levels=self.own.levels, **settings)
+
+    def schema(self, config: Met2NetTrainConfig, report: Report) -> Schema:
+        """The channels of the model that are left."""
+        return self.own
+
+    def network(self, config: Met2NetTrainConfig, schema: Schema, grid: Grid | None) -> Met2NetConfig:
+        """Its network for these channels; longitude wraps where the grid does, unless it did not wrap on such a grid before."""
+        base, places = self.base.network.config, {name: place for place, name in enumerate(schema.channels)}
+        groups = tuple(tuple(places[name] for name in names) for _, names in self._groups(schema)) if base.groups else None
+        wraps = grid is not None and grid.periodic and (base.periodic or not self.base.inner.grid.periodic)
+        return trained_by(replace(base, channels=len(schema), groups=groups, periodic=wraps), config)
+
+    def stats(self, schema: Schema) -> Stats | None:
+        """Its own statistics of the channels that are left, where they are kept."""
+        return _part_of(self.base.inner.stats, schema) if self.statistics == "keep" else None
+
+    def begin(self, data: HourlyData, config: Met2NetTrainConfig) -> tuple[RegionalForecaster, Takeover]:
+        """The adapted model to train from."""
+        torch.manual_seed(config.seed)
+        model = data.model(self, config)
+        known, wanted = self.base.network.state_dict(), model.network.state_dict()
+        values = {name: self._taken(name, known).cpu() for name in wanted}
+        model.network.load_state_dict(values)
+        names = [name for name, _ in model.network.named_parameters()]
+        cut = tuple(f"network.{name}" for name in names if known[self._origin(name)].shape != wanted[name].shape)
+        count, tensors = sum(wanted[name].numel() for name in names), len(names)
+        return model, Takeover((tensors, tensors), (count, count), cut, {})
+
+    def _groups(self, schema: Schema) -> list[tuple[int, list[str]]]:
+        """Encoders and decoders of the model that are left, with the channels that they keep."""
+        channels = self.base.inner.schema.channels
+        members = enumerate([channels[i] for i in group] for group in self.base.network.config.members)
+        kept = [(number, [name for name in names if name in schema.channels]) for number, names in members]
+        return [(number, names) for number, names in kept if names]
+
+    def _origin(self, name: str) -> str:
+        """The tensor of the model that a tensor of the adapted one comes from."""
+        part, *rest = name.split(".")
+        if part in ("encoders", "decoders"):
+            rest[1] = str(self._groups(self.own)[int(rest[1])][0])
+        return ".".join((part, *rest))
+
+    def _taken(self, name: str, known: Mapping[str, Tensor]) -> Tensor:
+        """Its values, without the channels that are missing."""
+        value, settings = known[self._origin(name)], self.base.network.config
+        part, *rest = name.split(".")
+        first, last = "0.0.weight", (f"{settings.units}.weight", f"{settings.units}.bias")
+        if part not in ("encoders", "decoders") or ".".join(rest[2:]) not in ((first,) if part == "encoders" else last):
+            return value
+        number, names = self._groups(self.own)[int(rest[1])]
+        before = [self.base.inner.schema.channels[i] for i in settings.members[number]]
+        return value.index_select(1 if part == "encoders" else 0, torch.tensor([before.index(name) for name in names]))
+
+
+def _part_of(stats: Stats, schema: Schema) -> Stats:
+    """Statistics of some channels."""
+    pick = lambda table: {channel: table[channel] for channel in schema.channels}
+    return Stats(mean=pick(stats.mean), std=pick(stats.std), source=stats.source)
 
 
 def _moved(table: Tensor, old: TokenGrid, new: TokenGrid) -> tuple[Tensor | None, str]:
@@ -219,7 +359,7 @@ def _channel_axes(model: Forecaster) -> dict[str, tuple[int, list]]:
         cells = list(product(range(HOURS), inner, range(config.inner.patch**2)))
         axes |= {f"network.inner.head.{part}": (0, cells) for part in ("weight", "bias")}
     else:
-        axes["network.inner.embedding.project.weight"] = (1, inner)
+        axes |= _embedding_axes(config, inner)
         if model.network.inner.driver_embedding is not None:
             axes["network.inner.driver_embedding.project.weight"] = (1, driver)
         for hour in range(HOURS):
@@ -229,6 +369,16 @@ def _channel_axes(model: Forecaster) -> dict[str, tuple[int, list]]:
     axes["cold_start.widen.weight"] = (1, inputs)
     axes |= {f"cold_start.head.{part}": (0, list(product(range(HOURS), inner))) for part in ("weight", "bias")}
     return axes
+
+
+def _embedding_axes(config: ScaleMixerConfig, inner: list[str]) -> dict[str, tuple[int, list]]:
+    """The same of the embedding of the regional hours, or of the encoders of the variables and the layer that mixes them."""
+    if not config.variable_width:
+        return {"network.inner.embedding.project.weight": (1, inner)}
+    features = list(product(inner, range(config.variable_width)))
+    rows = {"project": list(product(inner, range(config.width))), "narrow": features}
+    axes = {f"network.inner.embedding.{name}.{part}": (0, rows[name]) for name in rows for part in ("weight", "bias")}
+    return axes | {"network.inner.merge.weight": (1, list(product(range(HOURS), features)))}
 
 
 def _head_axes(name: str, config: ScaleMixerConfig, inner: list[str]) -> dict[str, tuple[int, list]]:

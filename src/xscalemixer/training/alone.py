@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ from xscalemixer.training.data import (
     warn_of_chunks,
 )
 from xscalemixer.training.engine import OneStage
-from xscalemixer.variables import Schema
+from xscalemixer.variables import Schema, Stats
 
-__all__ = ["HourlyData", "Met2NetStage", "RegionAlone"]
+__all__ = ["HourlyContract", "HourlyData", "Met2NetStage", "RegionAlone", "dataset_of", "trained_by"]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,15 @@ class HourlyData:
 
     @classmethod
     def of(
-        cls, config: Met2NetTrainConfig, ds: xr.Dataset, *, memory: float, skip: float, min_samples: int, report: Report
+        cls,
+        config: Met2NetTrainConfig,
+        ds: xr.Dataset,
+        contract: HourlyContract,
+        *,
+        memory: float,
+        skip: float,
+        min_samples: int,
+        report: Report,
     ) -> HourlyData:
         """Check settings and data, and survey them; for the arguments see `data.TrainingData.of`.
 
@@ -102,26 +111,35 @@ class HourlyData:
             With every problem of settings and data.
         """
         check_settings(config, report)
-        _check_stages(config, report)
+        _check_stages(config, contract, report)
         check_skip(skip, report)
-        schema = schema_of("", config.variables, config.levels, report)
-        source = None if schema is None else _source(ds, schema, skip, report)
-        settings = None if schema is None or config.size not in config.sizes else _settings(config, schema, source, report)
+        schema, ds = contract.schema(config, report), dataset_of(ds, report)
+        source = None if schema is None or ds is None else read_source(ds, _TITLE, schema, (), (1,), skip, report)
+        settings = None
+        if schema is not None and config.size in config.sizes:
+            settings = _settings(config, contract, schema, source, report)
         if source is not None and settings is not None:
             _check_samples(config, settings, source.ds["time"].values, min_samples, report)
         report.raise_errors(f"{config.name!r} cannot be trained")
-        return cls._surveyed(config, source, settings, memory, report)
+        return cls._surveyed(config, contract, source, settings, memory, report)
 
     @classmethod
     def _surveyed(
-        cls, config: Met2NetTrainConfig, source: Source, settings: Met2NetConfig, memory: float, report: Report
+        cls,
+        config: Met2NetTrainConfig,
+        contract: HourlyContract,
+        source: Source,
+        settings: Met2NetConfig,
+        memory: float,
+        report: Report,
     ) -> HourlyData:
         schema = source.schema
         series = Series.of(source.ds, schema, lazy=too_large(source.nbytes, memory) and source.is_lazy)
         warn_of_chunks(_TITLE, series, settings.past + settings.future, report)
         zero_mean = ("ssrd",) if "ssrd" in schema.names else ()
         about = f"training periods of {config.name}"
-        stats, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about)
+        found, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about)
+        stats = contract.stats(schema) or found
         statics = {name: source.ds[name].values.astype("f4") for name in _STATICS if name in source.ds}
         digests = {
             "inner grid": grid_digest(source.grid),
@@ -132,32 +150,75 @@ class HourlyData:
             log.warning("%s", finding)
         return cls(Branch(schema, source.grid, stats, tuple(statics)), series, statics, digests)
 
+    def model(self, contract: HourlyContract, config: Met2NetTrainConfig) -> RegionalForecaster:
+        """The network of a contract on this grid, with random weights and the name of the settings."""
+        network = Met2Net(contract.network(config, self.branch.schema, self.branch.grid))
+        return RegionalForecaster(config.name, network, self.branch, Statics(self.statics))
+
     def sequences(self, settings: Met2NetConfig, periods: Periods) -> Sequences:
         """Normalized training samples."""
         scale = self.branch.stats.arrays(self.branch.schema)
         return Sequences(self.series, scale, periods, settings.past, settings.future)
 
 
-@dataclass(frozen=True)
-class RegionAlone:
-    """The configured preset of Met2Net on the configured variables."""
+class HourlyContract(Protocol):
+    """What a model of a region alone asks of the data, and the network it puts on them.
 
-    config: Met2NetTrainConfig
+    Attributes
+    ----------
+    words, advice : str
+        What the network is called, and what to change where it does not fit.
+    trained : bool
+        Its encoders and decoders have learned something already.
+    """
+
+    words: str
+    advice: str
+    trained: bool
+
+    def schema(self, config: Met2NetTrainConfig, report: Report) -> Schema | None:
+        """The channels; None, with errors in the report, where there are none."""
+
+    def network(self, config: Met2NetTrainConfig, schema: Schema, grid: Grid | None) -> Met2NetConfig:
+        """The network for these channels, with the objective of the stages; longitude wraps where the grid does."""
+
+    def stats(self, schema: Schema) -> Stats | None:
+        """Statistics that the model brings with it; None: those of the training periods."""
 
     def collect(self, config: Met2NetTrainConfig, ds: xr.Dataset, **how) -> HourlyData:
-        """The data, checked and surveyed."""
-        return HourlyData.of(config, ds, **how)
+        """The data, checked and surveyed; for ``how`` see `HourlyData.of`."""
+        return HourlyData.of(config, ds, self, **how)
+
+
+class RegionAlone(HourlyContract):
+    """The configured preset of Met2Net on the configured variables."""
+
+    advice = "Change network= or size= of the settings"
+    trained = False
+
+    def __init__(self, config: Met2NetTrainConfig):
+        self.config = config
+        self.words = f"size={config.size!r}, network={config.network}"
+
+    def schema(self, config: Met2NetTrainConfig, report: Report) -> Schema | None:
+        """The configured variables."""
+        return schema_of("", config.variables, config.levels, report)
+
+    def network(self, config: Met2NetTrainConfig, schema: Schema, grid: Grid | None) -> Met2NetConfig:
+        """The configured preset."""
+        settings = getattr(Met2NetConfig, config.size)(channels=len(schema), periodic=grid is not None and grid.periodic)
+        return trained_by(settings.changed(config.network), config)
+
+    def stats(self, schema: Schema) -> Stats | None:
+        """None."""
 
     def fresh(self, data: HourlyData) -> RegionalForecaster:
         """A model to train, with random weights."""
-        network = Met2Net(network_config(self.config, data.branch.schema, data.branch.grid))
-        return RegionalForecaster(self.config.name, network, data.branch, Statics(data.statics))
+        return data.model(self, self.config)
 
 
-def network_config(config: Met2NetTrainConfig, schema: Schema, grid: Grid | None) -> Met2NetConfig:
-    """The configured preset for these channels; longitude wraps where the grid does, and the objective is that of the stages."""
-    settings = getattr(Met2NetConfig, config.size)(channels=len(schema), periodic=grid is not None and grid.periodic)
-    settings = settings.changed(config.network)
+def trained_by(settings: Met2NetConfig, config: Met2NetTrainConfig) -> Met2NetConfig:
+    """The same network with the objective of the configured stages."""
     return replace(settings, objective=replace(settings.objective, way=_ways(config)[0]))
 
 
@@ -170,35 +231,37 @@ def _ways(config: Met2NetTrainConfig) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- checks
 
 
-def _check_stages(config: Met2NetTrainConfig, report: Report) -> None:
+def _check_stages(config: Met2NetTrainConfig, contract: HourlyContract, report: Report) -> None:
     """They are of one way of training."""
     if len(ways := _ways(config)) > 1 and config.stages:
         found = f"stages of {' and '.join(ways)} training"
         needed = '"implicit", or "joint", or "autoencoder" and then "translator"'
         report.error("stages", found, needed, "Train each way in a run of its own", kind=InputError)
     kinds = [stage.kind for stage in config.stages]
-    if "translator" in kinds and "autoencoder" not in kinds[: kinds.index("translator")]:
+    if "translator" in kinds and not contract.trained and "autoencoder" not in kinds[: kinds.index("translator")]:
         found, needed = "a translator between encoders and decoders that nothing has trained", "an autoencoder stage before it"
         report.error("stages", found, needed, 'stages=(xsm.Stage(kind="autoencoder", ...), ...)', kind=InputError)
 
 
-def _source(ds, schema: Schema, skip: float, report: Report) -> Source | None:
-    if isinstance(ds, xr.DataTree):
-        fix = 'Take the group that holds it: tree["regional"].to_dataset()'
-        report.error("data", "a DataTree", "the Dataset of one region; no driver is used", fix, kind=SchemaError)
-        return None
-    return read_source(ds, _TITLE, schema, (), (1,), skip, report)
+def dataset_of(ds, report: Report) -> xr.Dataset | None:
+    """The hourly fields, if they are a Dataset; anything else goes to the report."""
+    if isinstance(ds, xr.Dataset):
+        return ds
+    fix = 'Take the group that holds it: tree["regional"].to_dataset()' if isinstance(ds, xr.DataTree) else "xsm.open(file)"
+    report.error("data", f"a {type(ds).__name__}", "the Dataset of one region; no driver is used", fix, kind=SchemaError)
+    return None
 
 
-def _settings(config: Met2NetTrainConfig, schema: Schema, source: Source | None, report: Report) -> Met2NetConfig | None:
+def _settings(
+    config: Met2NetTrainConfig, contract: HourlyContract, schema: Schema, source: Source | None, report: Report
+) -> Met2NetConfig | None:
     """Settings of a network that can be made."""
     try:
-        settings = network_config(config, schema, None if source is None else source.grid)
+        settings = contract.network(config, schema, None if source is None else source.grid)
         with torch.device("meta"):
             Met2Net(settings)
     except (AttributeError, TypeError, ValueError) as error:
-        found = f"size={config.size!r}, network={config.network}: {error}"
-        report.error("network", found, fix="Change network= or size= of the settings", kind=InputError)
+        report.error("network", f"{contract.words}: {error}", fix=contract.advice, kind=InputError)
         return None
     return settings
 

@@ -26,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "are_periods",
     "check_settings",
+    "config_of",
     "schema_of",
 ]
 
@@ -260,6 +261,46 @@ class CorrDiffConfig(TrainConfig):
     sizes = ("tiny", "small", "paper", "china")
     kinds = CORRDIFF
     idle = ("variables", "global_variables", "global_levels", "first_guess")
+
+
+_CONFIGS = {"coupled": TrainConfig, "regional": Met2NetTrainConfig, "corrdiff": CorrDiffConfig}  # by the kind of the model
+
+
+def config_of(data: Mapping[str, Any]) -> TrainConfig:
+    """Settings of any kind from plain data: ``"kind"`` tells which, without it "coupled"; the rest is as for ``from_dict``.
+
+    >>> config_of({"kind": "regional", "name": "davos", "train": [["2020-01-01", "2020-10-01"]]}).size
+    'weatherbench'
+
+    Raises
+    ------
+    InputError
+        With every key that is unknown or missing and every value of a wrong type.
+    """
+    settings = dict(data)
+    kind = settings.pop("kind", "coupled")
+    known = " or ".join(f'"{each}" ({each_config.__name__})' for each, each_config in _CONFIGS.items())
+    if not isinstance(kind, str) or kind not in _CONFIGS:
+        near = difflib.get_close_matches(str(kind), _CONFIGS, 1)
+        raise InputError("these training settings cannot be read", [f"kind={kind!r}; needed {known}{_is_it(near)}"])
+    for other, each_config in _CONFIGS.items():
+        if "kind" not in data and (signs := _signs_of(each_config, settings)):
+            found = f"no 'kind', and {', '.join(signs)}, which only a {each_config.__name__} has; needed {known}"
+            raise InputError("these training settings cannot be read", [f'{found}. Add "kind": "{other}"'])
+    return _CONFIGS[kind].from_dict(settings)
+
+
+def _is_it(near: list[str]) -> str:
+    return f'. Is it "{near[0]}"?' if near else ""
+
+
+def _signs_of(kind: type[TrainConfig], settings: Mapping[str, Any]) -> list[str]:
+    """Keys and stages that only one kind of settings has, and those of coupled models not."""
+    rows = settings.get("stages", ())
+    stages = [row.get("kind") for row in rows if isinstance(row, Mapping)] if isinstance(rows, (list, tuple)) else []
+    keys = {each.name for each in fields(kind)} - {each.name for each in fields(TrainConfig)}
+    own = set(kind.kinds) - set(TrainConfig.kinds)
+    return [*(repr(key) for key in sorted(keys & set(settings))), *(f"a stage {each!r}" for each in stages if each in own)]
 
 
 def _stages(rows: Any, report: Report) -> tuple[Stage, ...]:

@@ -7,9 +7,9 @@ import difflib
 import logging
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,14 +18,15 @@ from xscalemixer.conform import absent, on_canonical_axes, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid, grid_of
+from xscalemixer.model import Model
 from xscalemixer.nn.lowrank import add_low_rank, merge_low_rank
+from xscalemixer.regional import RegionalForecaster
 from xscalemixer.report import Report
-from xscalemixer.running import coupled_model_of
-from xscalemixer.samples import window_starts
-from xscalemixer.state import HOUR
-from xscalemixer.training.adapting import Adaptation
-from xscalemixer.training.config import Periods, Stage, TrainConfig, are_periods
-from xscalemixer.training.data import GROUPS, grid_digest, groups_of
+from xscalemixer.running import model_of
+from xscalemixer.state import GROUPS, HOUR
+from xscalemixer.training.adapting import Adaptation, HourlyAdaptation
+from xscalemixer.training.config import Periods, Stage, are_periods
+from xscalemixer.training.data import grid_digest
 from xscalemixer.training.estimating import Estimate, estimate, free_memory
 from xscalemixer.training.protocol import Run, Way, objective_of, run
 from xscalemixer.variables import Schema
@@ -34,15 +35,14 @@ __all__ = ["finetune"]
 
 log = logging.getLogger(__name__)
 
+_ADAPTATIONS: dict[type, Any] = {Forecaster: Adaptation, RegionalForecaster: HourlyAdaptation}
 _BATCH = 4
-_RATES = {"global": 3e-4, "regional": 3e-4, "rollout": 5e-5, "cold_start": 3e-4}
 _MOST = 0.95  # share of the parameters taken over below which it is a warning
-_SHORTEST = 18 * HOUR  # any period of that length holds a sample: 12 hours around a time at 0, 6, 12 or 18 UTC
 
 
 def finetune(
-    tree: xr.DataTree,
-    model: str | PathLike | Forecaster | None = None,
+    tree: xr.DataTree | xr.Dataset,
+    model: str | PathLike | Model | None = None,
     *,
     epochs: float = 5,
     train: Periods | None = None,
@@ -66,14 +66,15 @@ def finetune(
     workers: int = 2,
     save_updates: int = 200,
     save_minutes: float = 10.0,
-) -> Forecaster:
+) -> Model:
     """Adapt a trained model to another region, driver, resolution or set of variables.
 
     Parameters
     ----------
-    tree : DataTree
-        ``/global`` and ``/regional``, as for `train`; the grids may be any.
-    model : str, path or Forecaster, optional
+    tree : DataTree or Dataset
+        ``/global`` and ``/regional``, as for `train`; the grids may be any. For a model of a region alone a Dataset of hourly
+        fields.
+    model : str, path or model, optional
         What to start from; it is not changed. Default: `xscalemixer.pretrained.DEFAULT`.
     epochs : float
         How often each stage sees each sample; a roll-out, which follows the one-step stages, sees a fifth of that.
@@ -89,10 +90,12 @@ def finetune(
         Mean and standard deviation of the training periods, or those of the model. A driver on the model's own grid with all
         of its channels keeps the model's in either case.
     rank : int, optional
-        Train low-rank adapters instead of the linear layers of attention and MLPs (`nn.lowrank`); they are merged in the end.
+        Train low-rank adapters instead of the linear layers of attention and MLPs, and of the layers of a translator that mix
+        its channels (`nn.lowrank`); they are merged in the end.
     stages : tuple of Stage, optional
         By default "global" (if the driver has another grid or fewer channels), "regional", "rollout" of two steps (where
-        data allow) and "cold_start", with a third of the learning rates from scratch.
+        data allow) and "cold_start", with a third of the learning rates from scratch. Of a model of a region alone those that
+        it was trained in.
     per_pass, recompute
         Of each of these default stages: less memory for more time, see `Stage`.
     least : float
@@ -104,8 +107,8 @@ def finetune(
 
     Returns
     -------
-    Forecaster
-        ``about["finetuned"]`` tells from what, on what, and how much was taken over.
+    Forecaster or RegionalForecaster
+        Of the kind of the model; ``about["finetuned"]`` tells from what, on what, and how much was taken over.
 
     Raises
     ------
@@ -118,30 +121,31 @@ def finetune(
     missing = _listed(missing)
     _check_arguments(epochs, statistics, rank, least, (train, validation), () if stages is None else stages, report)
     base = _base(model, report)
-    groups = {branch: on_canonical_axes(ds, Report("")) for branch, ds in groups_of(tree, report).items()}
-    schemas = None if base is None else _schemas(base, missing, groups, report)
+    kind = Adaptation if base is None else _ADAPTATIONS[type(base)]
+    groups = {branch: on_canonical_axes(ds, Report("")) for branch, ds in kind.groups(tree, report).items()}
+    schemas = None if base is None else _schemas(base, missing, groups, kind.titles, report)
     times = {branch: valid_times(ds, report) for branch, ds in groups.items()}
-    usable = len(times) == 2 and all(found.size for found in times.values())
+    usable = len(times) == len(kind.titles) and all(found.size for found in times.values())
     if base is None or schemas is None or not usable or not _are_stages(stages or ()):
         report.raise_errors("nothing was fine-tuned")
-    contract = Adaptation(cast("Forecaster", base), cast("dict[str, Schema]", schemas), statistics)
+    contract = kind(base, schemas, statistics)
     if train is None or validation is None:
-        train, validation = _split(times, test, report)
+        train, validation = _split(times, test, report, contract.shortest)
         log.info("train=%s, validation=%s", train, validation)
     _check_test(contract.base, test, _grid(groups["inner"]), report)
     if stages is None:
-        grid = _grid(groups["outer"])
-        kinds = ["regional", "rollout", "cold_start"] if grid and contract.same_driver(grid) else list(_RATES)
+        driver = _grid(groups["outer"]) if "outer" in groups else None
+        rates = {each: contract.rates[each] for each in contract.kinds(driver)}
         passes = epochs if _is_epochs(epochs) else 1  # said already; look on for other problems
         more = {"per_pass": per_pass, "recompute": recompute}
-        stages = _default_stages(kinds, times, train, validation, passes, more, min_samples)
-    config = TrainConfig(
+        count = lambda periods, steps: _count(contract, times, periods, steps)
+        stages = _default_stages(rates, count, train, validation, passes, more, min_samples)
+    config = contract.config(
         name=f"{contract.base.name}-finetuned",
         train=train,
         validation=validation,
         test=test,
         stages=tuple(stages),
-        calendar=contract.base.calendar,
         seed=seed,
         precision=precision,
         check_every=max(1, max((stage.updates for stage in stages), default=1) // 10),
@@ -155,7 +159,7 @@ def finetune(
         log.log(logging.INFO if takeover.share >= _MOST else logging.WARNING, "%s: %s", contract.base.name, takeover)
         if rank is not None:
             add_low_rank(tuned.network, rank)
-        estimates = _estimates(protocol, tuned)
+        estimates = _estimates(protocol, tuned, contract.less_memory)
         source = {"from": contract.base.name, "sha256": contract.base.weights_sha256()}
         about = {**source, **settings, **takeover.to_dict(), "estimates": [each.to_dict() for each in estimates]}
         tuned.about = {"finetuned": about, "trained_on": list(contract.base.about.get("trained_on", ()))}
@@ -193,12 +197,17 @@ def _are_stages(value) -> bool:
     return isinstance(value, Iterable) and all(isinstance(stage, Stage) for stage in value)
 
 
-def _base(model, report: Report) -> Forecaster | None:
+def _base(model, report: Report) -> Model | None:
     try:
-        return coupled_model_of(model, "fine-tuning")
+        found = model_of(model)
     except InputError as error:
         report.error("model", "; ".join([error.task, *error.problems]), kind=type(error))
         return None
+    if type(found) in _ADAPTATIONS:
+        return found
+    known = " or ".join(kind.kind for kind in _ADAPTATIONS)
+    report.error("model", f"{found.name!r}, a {found.kind} model", f"a {known} one, such as xsm.load()", kind=InputError)
+    return None
 
 
 # -------------------------------------------------------------------------------------------------------------- variables
@@ -211,9 +220,11 @@ def _listed(missing) -> tuple[str | int, ...]:
     return tuple(int(row) if is_level(row) else row for row in rows)
 
 
-def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset], report: Report) -> dict[str, Schema] | None:
+def _schemas(
+    base: Model, missing: tuple, groups: Mapping[str, xr.Dataset], titles: Mapping[str, str], report: Report
+) -> dict[str, Schema] | None:
     """The schemas of a model without what is missing; what else the data lack goes to the report, with what to type."""
-    schemas = {"outer": base.outer.schema, "inner": base.inner.schema}
+    schemas = {each.part: each.branch.schema for each in base.inputs}
     known = [name for name in missing if any(_named(name, branch, schema) for branch, schema in schemas.items())]
     for name in (name for name in missing if name not in known):
         _report_unknown(name, schemas, report)
@@ -221,13 +232,13 @@ def _schemas(base: Forecaster, missing: tuple, groups: Mapping[str, xr.Dataset],
     for branch, schema in schemas.items():
         left[branch] = schema.without(channel for name in known for channel in _named(name, branch, schema))
         if not left[branch]:
-            report.error("missing", f"{missing!r} leaves nothing of /{GROUPS[branch]}", "at least one variable")
+            report.error("missing", f"{missing!r} leaves nothing of {titles[branch]}", "at least one variable")
     if not all(left.values()):
         return None
     lacking = {branch: set(absent(ds, left[branch])) for branch, ds in groups.items()}
     if any(lacking.values()):
         names = [*known, *_shortest_names(left, lacking)]
-        found = "; ".join(f"/{GROUPS[branch]} has no {', '.join(sorted(gone))}" for branch, gone in lacking.items() if gone)
+        found = "; ".join(f"no {', '.join(sorted(gone))} in {titles[branch]}" for branch, gone in lacking.items() if gone)
         line = f"missing={tuple(names)!r}".replace("'", '"')
         report.error("missing", found, "all variables of the model, or leave to do without them", f"To do without: {line}")
     return left
@@ -277,8 +288,12 @@ def _means_only(name: str | int, schemas: Mapping[str, Schema], lacking: Mapping
 # ---------------------------------------------------------------------------------------------------------------- periods
 
 
-def _split(times: Mapping[str, np.ndarray], test: Periods, report: Report) -> tuple[Periods, Periods]:
+def _split(
+    times: Mapping[str, np.ndarray], test: Periods, report: Report, shortest: np.timedelta64 = Adaptation.shortest
+) -> tuple[Periods, Periods]:
     """What comes before the last fifth of the time outside of ``test``, but for a gap; and the last fifth.
+
+    Both are at least ``shortest``.
 
     Raises
     ------
@@ -289,11 +304,11 @@ def _split(times: Mapping[str, np.ndarray], test: Periods, report: Report) -> tu
     span = [(min(first, times["inner"][0] - HOUR), min(found[-1] for found in times.values()))]
     pieces = _minus(span, [tuple(np.datetime64(date, "ns") for date in period) for period in test] if are_periods(test) else [])
     total = sum((end - start for start, end in pieces), np.timedelta64(0, "ns"))
-    last = max(total // 5, _SHORTEST)
+    last = max(total // 5, shortest)
     gap = min(24 * HOUR, total // 20)
-    if total < 2 * _SHORTEST + gap:
-        found = f"{total / HOUR:g} hours in both groups outside of test="
-        needed = f"at least {(2 * _SHORTEST + gap) / HOUR:.0f}, better weeks"
+    if total < 2 * shortest + gap:
+        found = f"{total / HOUR:g} hours {'in both groups ' if len(times) > 1 else ''}outside of test="
+        needed = f"at least {(2 * shortest + gap) / HOUR:.0f}, better weeks"
         report.error("time", found, needed, "Give more data", kind=TimeError)
         report.raise_errors("nothing was fine-tuned")
     return _within(pieces, 0 * HOUR, total - last - gap), _within(pieces, total - last, total)
@@ -317,7 +332,7 @@ def _within(pieces: list[tuple], low: np.timedelta64, high: np.timedelta64) -> P
     return tuple(rows)
 
 
-def _check_test(base: Forecaster, test: Periods, region, report: Report) -> None:
+def _check_test(base: Model, test: Periods, region, report: Report) -> None:
     """A verdict on times that the model has seen would be none."""
     known = base.about.get("trained_on", ())
     if test and not known:
@@ -355,8 +370,8 @@ def _grid(ds: xr.Dataset):
 
 
 def _default_stages(
-    kinds: list[str],
-    times: Mapping[str, np.ndarray],
+    rates: Mapping[str, float],
+    count: Callable[[Periods, int], int],
     train: Periods,
     validation: Periods,
     epochs: float,
@@ -365,29 +380,29 @@ def _default_stages(
 ) -> tuple[Stage, ...]:
     """One stage of each kind, with epochs as updates; a roll-out if there are enough samples of that length."""
     stages = []
-    for kind in kinds:
+    for kind, rate in rates.items():
         steps = 2 if kind == "rollout" else 1
-        samples = _count(times, train, steps)
-        if kind == "rollout" and (samples < max(1, fewest) or not _count(times, validation or train, steps)):
+        samples = count(train, steps)
+        if kind == "rollout" and (samples < max(1, fewest) or not count(validation or train, steps)):
             continue
         batch = min(_BATCH // steps, max(1, samples))
         updates = max(1, math.ceil(epochs * (0.2 if kind == "rollout" else 1) * samples / batch))
         settings = more if kind != "cold_start" else {**more, "recompute": False}
-        stages.append(Stage(kind=kind, updates=updates, batch=batch, peak=_RATES[kind], steps=steps, **settings))
+        stages.append(Stage(kind=kind, updates=updates, batch=batch, peak=rate, steps=steps, **settings))
     return tuple(stages)
 
 
-def _count(times: Mapping[str, np.ndarray], periods: Periods, steps: int) -> int:
+def _count(contract: Adaptation | HourlyAdaptation, times: Mapping[str, np.ndarray], periods: Periods, steps: int) -> int:
     """Samples within periods."""
     if not are_periods(periods):
         return 0
     try:
-        return len(window_starts(times["outer"], times["inner"], periods, steps))
+        return contract.count(times, periods, steps)
     except TimeError:
         return 0  # said with what is needed where training data are checked
 
 
-def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
+def _estimates(protocol: Run, model: Model, less_memory: str) -> list[Estimate]:
     """What each stage that is left will take; logged, with a warning where memory is short."""
     found = []
     for number in protocol.pending:
@@ -398,6 +413,6 @@ def _estimates(protocol: Run, model: Forecaster) -> list[Estimate]:
         log.info("%s", found[-1])
     free = free_memory(protocol.group.device)
     if free is not None and (needed := max((each.memory for each in found), default=0)) > free:
-        told = "%.1f GiB of memory are needed and %.1f GiB are free; less is needed with per_pass=1, recompute=True"
-        log.warning(told, needed / 2**30, free / 2**30)
+        told = "%.1f GiB of memory are needed and %.1f GiB are free; less is needed with %s"
+        log.warning(told, needed / 2**30, free / 2**30, less_memory)
     return found
