@@ -30,8 +30,8 @@ from xscalemixer.variables import Schema
 OUTPUTS = ("t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd")
 NEAR_GROUND = OUTPUTS[:5]
 UPPER = tuple(f"{name}_{level}" for name in ("z", "t", "u", "v", "q") for level in (500, 850))
-LATER = {"train": (("2002-08-20", "2002-09-14"),), "validation": (("2002-09-15", "2002-09-19"),)}
-LATER_TEST = (("2002-09-20", "2002-10-09"),)
+LATER = {"train": (("2002-07-01", "2002-07-26"),), "validation": (("2002-07-27", "2002-07-31"),)}
+LATER_TEST = (("2002-08-01", "2002-08-20"),)
 LEADS = tuple(range(6, 49, 6))
 HOUR = np.timedelta64(1, "h")
 HRRR_CORNER, HRRR_SHAPE = (43.25, -117.0), (40, 40)  # the largest square of latitudes and longitudes in the files

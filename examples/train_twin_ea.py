@@ -18,10 +18,15 @@ import xarray as xr
 
 import xscalemixer as xsm
 
-TRAIN = (("2001-08-10", "2001-08-30"), ("2001-09-09", "2001-09-29"), ("2001-10-09", "2001-10-19"))
-VALIDATION = (("2001-08-31", "2001-09-04"), ("2001-09-30", "2001-10-04"))
-ARCHIVE = (("1991-08-10", "1992-01-27"),)
-TEST = (("2001-09-05", "2001-09-08"), ("2001-10-05", "2001-10-08"))
+TRAIN = (("2001-05-14", "2001-06-03"), ("2001-06-13", "2001-07-03"), ("2001-07-13", "2001-07-23"))
+VALIDATION = (("2001-06-04", "2001-06-08"), ("2001-07-04", "2001-07-08"))
+ARCHIVE = (("1991-07-05", "1991-12-31"),)
+TEST = (("2001-06-09", "2001-06-12"), ("2001-07-09", "2001-07-12"))
+
+DAY = np.timedelta64(1, "D")
+# The model of the twin world places the sun by its number of time steps modulo a year, which differs from its calendar by so
+# many days (measured by which cells are lit; computed from its source, too). The date is where the sun is.
+SUN_BEHIND = {"world": 88 * DAY, "archive": 37 * DAY, "later": 50 * DAY}
 
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "twin-ea-small.md"
 COMMON = {
@@ -64,16 +69,21 @@ def read_twin_world(folder: Path, *, archive: Path | None = None, later: Path | 
     """Both branches of the twin world, opened lazily; on request with an archive before it, and a later run after it.
 
     The archive is a longer global run at T63. Its cell centers differ from those of T106 by less than a twelfth of a cell and
-    are taken to be the same; its days are put 3653 days earlier, so that no time occurs twice.
+    are taken to be the same; its days are put ten years earlier, so that no time occurs twice.
     """
-    outer, inner = (xsm.open(str(folder / f"{branch}_*.nc")) for branch in ("global", "regional"))
+    outer, inner = (_redated(xsm.open(str(folder / f"{branch}_*.nc")), "world") for branch in ("global", "regional"))
     if archive is not None:
-        early = segments(archive / "T63_*_coarse.nc", outer)
-        outer = _joined([early.assign_coords(time=early["time"] - np.timedelta64(3653, "D")), outer])
+        early = _redated(segments(archive / "T63_*_coarse.nc", outer), "archive")
+        outer = _joined([early.assign_coords(time=early["time"] - 3653 * DAY), outer])
     if later is not None:
-        outer = _joined([outer, segments(later / "T106_*_coarse.nc", outer)])
-        inner = _joined([inner, segments(later / "T106_*_fine.nc", inner)])
+        outer = _joined([outer, _redated(segments(later / "T106_*_coarse.nc", outer), "later")])
+        inner = _joined([inner, _redated(segments(later / "T106_*_fine.nc", inner), "later")])
     return xr.DataTree.from_dict({"/global": outer, "/regional": inner})
+
+
+def _redated(ds: xr.Dataset, run: str) -> xr.Dataset:
+    """With the date that belongs to the sun of a run."""
+    return ds.assign_coords(time=ds["time"] - SUN_BEHIND[run])
 
 
 def segments(files: Path, like: xr.Dataset) -> xr.Dataset:
