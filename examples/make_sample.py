@@ -33,7 +33,7 @@ def main(source: str) -> None:
     ds = xsm.open(source)[list(STEP)].sel(isobaricInhPa=LEVELS).load()
     encoding = {}
     for name, step in STEP.items():
-        middle = float(ds[name].min() + ds[name].max()) / 2
+        middle = step * round(float(ds[name].min() + ds[name].max()) / 2 / step)
         encoding[name] = {
             "dtype": "i2",
             "scale_factor": step,

@@ -9,6 +9,7 @@ from worlds import HOUR, OUTER, START, box, forecaster, globe
 
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import Grid
+from xscalemixer.model import bound
 from xscalemixer.nn.coldstart import ColdStart
 from xscalemixer.physics import humidity
 from xscalemixer.samples import Series, Windows
@@ -44,6 +45,16 @@ def test_step_is_the_network_on_a_training_window(model):
     wanted[:, :, 6] *= window["inner_forcing"][:, 6:] > 0
     torch.testing.assert_close(model.scale_inner(ahead.inner), model.scale_inner(wanted), atol=1e-4, rtol=1e-4)
     assert (ahead.inner - state.inner[:, -1:]).abs().amax() > 0.1
+
+
+@pytest.mark.parametrize(("statics", "most"), [(STATICS[:2], 300.0), (STATICS[:3], 5000.0)])
+def test_no_more_sunshine_than_above_the_air(statics, most):
+    """But a slope may face the sun; the night is dark on any ground."""
+    branch = replace(forecaster().inner, statics=statics)
+    fields, insolation = torch.full((2, 7, 4, 5), 5000.0), torch.full((2, 4, 5), 300.0)
+    insolation[0] = 0.0
+    sunshine = bound(fields, branch, insolation)[:, 6]
+    assert (sunshine[0] == 0.0).all() and (sunshine[1] == most).all()
 
 
 def test_first_guess_over_a_plateau():

@@ -88,3 +88,7 @@ def test_held_out_block_beats_persistence(shared_data):
     }
     assert ratio["t2m"] < 0.7
     assert max(ratio.values()) < 1, ratio
+
+
+def test_sample_has_land_and_sea():
+    assert set(np.unique(xsm.sample()["lsm"])) == {0.0, 1.0}

@@ -205,8 +205,8 @@ class Downscaler(Model):
         return self.physical(members, time)
 
     def physical(self, fields: Tensor, time: np.datetime64) -> Tensor:
-        """Normalized (..., C, H, W) to physical within physical limits; no sunshine while the sun is down."""
-        return bound(self.scale_fine.inverse(fields.float()), self.fine.schema, self._insolation(time)[0].to(fields.device))
+        """Normalized (..., C, H, W) to physical within physical limits, see `model.bound`."""
+        return bound(self.scale_fine.inverse(fields.float()), self.fine, self._insolation(time)[0].to(fields.device))
 
     def tiling(self, patch: tuple[int, int] | None = None) -> TilingConfig:
         """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size."""

@@ -220,23 +220,28 @@ class ForecastModel(Model):
 
     def bound(self, inner: Tensor, insolation: Tensor) -> Tensor:
         """Regional fields (B, T, C, h, w) within physical limits, see `bound`."""
-        return bound(inner, self.inner.schema, insolation)
+        return bound(inner, self.inner, insolation)
 
 
-def bound(fields: Tensor, schema: Schema, insolation: Tensor) -> Tensor:
-    """Physical limits of the variables; no sunshine while the sun is down.
+def bound(fields: Tensor, branch: Branch, insolation: Tensor) -> Tensor:
+    """Physical limits of the variables; no more sunshine at the ground than above the air.
+
+    Where the ground of a branch has slopes, one that faces a low sun may receive more than a level plane above the air does:
+    there only the night is dark.
 
     Parameters
     ----------
     fields : Tensor, shape (..., C, h, w), physical
-    schema : Schema
+    branch : Branch
         Of the channels.
     insolation : Tensor, shape (..., h, w), W m-2
+        On a level plane at the top of the atmosphere.
     """
-    lower, upper = (torch.from_numpy(limit)[:, None, None].to(fields.device) for limit in schema.limits())
+    lower, upper = (torch.from_numpy(limit)[:, None, None].to(fields.device) for limit in branch.schema.limits())
     fields = fields.clamp(lower, upper)
-    if "ssrd" in schema.names:
-        fields[..., schema.channels.index("ssrd"), :, :] *= insolation > 0
+    if "ssrd" in branch.schema.names:
+        sunshine = fields[..., branch.schema.channels.index("ssrd"), :, :]
+        sunshine.clamp_(max=torch.where(insolation > 0, torch.inf, 0.0) if "slope" in branch.statics else insolation)
     return fields
 
 
