@@ -55,10 +55,10 @@ CONFIG = xsm.TrainConfig(
         xsm.Stage(updates=80, steps=2, **GENTLY),
         xsm.Stage(updates=80, steps=4, **GENTLY),
         # on, with samples that look like other seasons
-        xsm.Stage(updates=2400, peak=5e-4, season_shift=35.0, **COUPLED),
+        xsm.Stage(updates=1600, peak=5e-4, season_shift=35.0, **COUPLED),
         xsm.Stage(updates=120, steps=2, season_shift=35.0, **GENTLY),
-        xsm.Stage(updates=160, steps=4, season_shift=35.0, **GENTLY),
-        xsm.Stage(updates=60, steps=8, season_shift=35.0, **GENTLY),
+        xsm.Stage(updates=120, steps=4, season_shift=35.0, **GENTLY),
+        xsm.Stage(updates=40, steps=8, season_shift=35.0, **GENTLY),
         xsm.Stage(kind="cold_start", updates=800, batch=8, peak=1e-3, season_shift=35.0),
     ),
     **COMMON,
