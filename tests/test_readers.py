@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+import xscalemixer as xsm
 from xscalemixer import readers
 from xscalemixer.errors import GridError, InputError
 
@@ -225,3 +226,11 @@ def test_real_files(shared_data, name, names, sizes):
     opened = readers.open(shared_data / "real" / name)
     assert names <= set(opened.data_vars)
     assert sizes.items() <= dict(opened.sizes).items()
+
+
+def test_geopotential_of_the_ground_is_its_altitude():
+    """As in files of the ECMWF, where ``z`` at the surface stands beside ``gh`` on levels."""
+    ds = xsm.sample()
+    attrs = {"GRIB_typeOfLevel": "surface", "standard_name": "geopotential", "units": "m**2 s**-2"}
+    report = ds.drop_vars("orog").assign(z=readers._describe((ds["orog"] * 9.80665).assign_attrs(attrs))).scalemixer.check()
+    assert "orog: 'z' converted from m**2 s**-2 to m" in str(report) and not report.select("warning")

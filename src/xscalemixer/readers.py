@@ -346,11 +346,14 @@ def _rank(array: xr.DataArray) -> tuple:
     return levels, steps, str(level), str(array.name)
 
 
+_GROUND = {"geopotential_height": "surface_altitude", "geopotential": "surface_geopotential"}
+
+
 def _describe(array: xr.DataArray) -> xr.DataArray:
-    """Drop placeholders, and call NCEP's geopotential height of the ground what it is."""
+    """Drop placeholders, and call the geopotential (height) of the ground what it is."""
     attrs = {key: value for key, value in array.attrs.items() if key != "dataset" and value != "unknown"}
-    if attrs.get("GRIB_typeOfLevel") == "surface" and attrs.get("standard_name") == "geopotential_height":
-        attrs["standard_name"] = "surface_altitude"
+    if attrs.get("GRIB_typeOfLevel") == "surface" and attrs.get("standard_name") in _GROUND:
+        attrs["standard_name"] = _GROUND[attrs["standard_name"]]
     array.attrs = attrs
     return array
 
