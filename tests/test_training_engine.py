@@ -287,6 +287,23 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, how):
     assert "update-00000010.safetensors cannot be used" in caplog.text
 
 
+def test_damaged_checkpoint_is_not_newer_than_those_after_it(tmp_path):
+    *_, losses = run(tmp_path)
+    spoil(tmp_path / "line" / "update-00000010.safetensors", "cut")
+    fit(Line(), line_data(10), line_data(7), plan(), CPU, saving=saving(tmp_path, updates=3))
+    assert (tmp_path / "losses.jsonl").read_text() == losses
+    assert sorted(path.stem[-2:] for path in (tmp_path / "line").glob("update-*")) == ["09", "12"]
+
+
+def test_damaged_best_weights_are_written_anew(tmp_path, caplog):
+    *_, losses = run(tmp_path)
+    for best in (tmp_path / "line").glob("best-*"):
+        spoil(best, "flipped")
+    assert run(tmp_path)[2] == losses and "its checksum differs" in caplog.text
+    assert Checkpoints(tmp_path / "line", {}).latest() == 10
+    assert len(list((tmp_path / "line").glob("update-*"))) == 2
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     store = Checkpoints(tmp_path / "0-global", {"seed": 0})
     store.save(5, {"a": torch.ones(1)}, {"best": 0}, {"a": torch.ones(1)})
