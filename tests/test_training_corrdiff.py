@@ -1,5 +1,6 @@
 """Training of CorrDiff: pairs and their checks, objectives, resuming, what the model keeps."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
 from xscalemixer.state import STATICS
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
+from xscalemixer.training.ranks import Ranks
 from xscalemixer.variables import Schema
 
 
@@ -127,6 +129,25 @@ def test_passes_draw_what_the_whole_batch_would():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [RegressionObjective, DiffusionObjective])
+def test_passes_give_the_losses_of_the_batch(data, kind, training):
+    """With dropout and patches: what per_pass changes is not the result."""
+    drops = {name: {"width": 8, "dropout": 0.3} for name in ("regression", "diffusion")}
+    settings = config(patch=(8, 8), network=drops)
+    torch.manual_seed(0)
+    objective = kind(CoarseToFine(settings).fresh(data), settings).train(training)
+    for layer in (each for each in objective.modules() if isinstance(each, torch.nn.Conv2d)):
+        torch.nn.init.xavier_uniform_(layer.weight)
+    whole = batch(data, CoarseToFine(settings).fresh(data), 4)
+
+    def loss(first, size):
+        with drawing_for(first, size, 4, 7):
+            return objective.loss({name: value[first : first + size] for name, value in whole.items()})[0].item()
+
+    assert np.mean([loss(first, 1) for first in range(4)]) == pytest.approx(loss(0, 4), rel=1e-4)
+
+
 def test_regression_loss_is_the_mean_square_over_channels(data, model):
     value, parts = RegressionObjective(model, config()).eval().loss(batch(data, model))
     assert value.item() == pytest.approx(np.mean([parts[c].item() for c in ("t2m", "u10", "ssrd")]), rel=1e-5)
@@ -140,6 +161,21 @@ def test_scale_of_the_residual_is_measured(data, model):
         errors.append(one["target"] - model.network.mean(Condition(one["fields"], one["scalars"])))
     found = torch.cat(errors).square().mean((0, 2, 3)).sqrt() / model.network.residual_scale.flatten()
     torch.testing.assert_close(found, torch.full((3,), 0.5), rtol=1e-3, atol=0)
+
+
+def test_each_process_measures_its_share_of_the_residual(data, model):
+    sums, scale = [], model.network.residual_scale.clone()
+
+    class Half(Ranks):
+        def total(self, values):
+            sums.append(values.clone())
+            return values
+
+    for rank in (0, 1):
+        data.measure_residual(copy.deepcopy(model), config().train, Half(torch.device("cpu"), rank, 2))
+    wanted = (scale * model.network.diffusion.sigma_data).flatten().square()
+    torch.testing.assert_close(sum(sums).float(), wanted)
+    assert (sums[0] < 0.8 * sum(sums)).all()
 
 
 # --- runs

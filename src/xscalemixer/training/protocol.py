@@ -235,6 +235,8 @@ class Run:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
+        if stage.kind == "diffusion":
+            self.data.measure_residual(model, config.periods_of(stage)[0], self.group)
         objective, samples = objective_of(stage, config, self.data, model)
         sets: list[Any] = [samples(periods) for periods in config.periods_of(stage)]
         if stage.cache:
@@ -336,7 +338,6 @@ def objective_of(stage: Stage, config: TrainConfig, data: Any, model: Any) -> tu
         case "regression":
             return RegressionObjective(model, config), lambda periods: data.samples(model, periods)
         case "diffusion":
-            data.measure_residual(model, config.periods_of(stage)[0])
             return DiffusionObjective(model, config), lambda periods: data.samples(model, periods)
         case _:
             objective = Met2NetStage(model.network, stage.kind, model.inner.schema.channels)
