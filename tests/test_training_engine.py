@@ -25,7 +25,7 @@ from xscalemixer.training import protocol
 from xscalemixer.training.batches import Feed, Order, passes
 from xscalemixer.training.checkpoints import Checkpoints, LossLog, owned, write_whole
 from xscalemixer.training.engine import OneStage, Plan, Saving, fit
-from xscalemixer.training.ranks import Ranks, ranks
+from xscalemixer.training.ranks import Ranks, process_count, ranks
 
 CPU = Ranks(torch.device("cpu"))
 HERE = Path(__file__).parent
@@ -372,6 +372,29 @@ def test_batches_must_be_shared_evenly():
     protocol._check_run(config, Ranks(torch.device("cpu"), 0, 3), None, report)
     with pytest.raises(InputError, match=r"(?s)4 problems.*batch=4. Needed: a multiple of the 3 processes. batch=6"):
         report.raise_errors()
+
+
+def test_all_processes_keep_the_running_statistics_of_the_first():
+    class Normed(Line):
+        def __init__(self):
+            super().__init__()
+            self.network.insert(1, nn.BatchNorm1d(4))
+
+    class Second(Ranks):
+        def share(self, tensors):
+            for tensor in tensors:
+                tensor.fill_(7.0)
+
+    objective = Normed()
+    fit(objective, line_data(10), line_data(7), plan(), Second(torch.device("cpu")))
+    assert (objective.network[1].running_mean == 7).all() and (objective.network[1].running_var == 7).all()
+
+
+def test_processes_of_torchrun_are_counted(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert process_count() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert process_count() == 3
 
 
 # --- processes of their own
