@@ -283,7 +283,7 @@ def without(tree, group, name):
 def test_the_two_trainings_are_told_apart():
     with pytest.raises(InputError, match="a CorrDiffConfig trains no model with a global network. Leave out outer="):
         xsm.train(config(), pair(), outer=forecaster())
-    with pytest.raises(ValueError, match="kind='residual'; choose one of .*'regression', 'diffusion'"):
+    with pytest.raises(InputError, match="kind='residual'; choose one of .*'regression', 'diffusion'"):
         xsm.Stage(kind="residual", updates=1)
 
 

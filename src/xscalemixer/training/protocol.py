@@ -109,7 +109,12 @@ def train(
 
 def _contract(config: TrainConfig, outer) -> tuple[Any, dict[str, str]]:
     """What a class of settings trains, and what tells its start apart."""
-    scratch = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone, CorrDiffConfig: CoarseToFine}[type(config)]
+    kinds = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone, CorrDiffConfig: CoarseToFine}
+    if type(config) not in kinds:
+        needed = f"needed a {', a '.join(kind.__name__ for kind in kinds)}"
+        fix = "from plain data: xsm.TrainConfig.from_dict(...)"
+        raise InputError("nothing was trained", [f"the settings are a {type(config).__name__}; {needed}; {fix}"])
+    scratch = kinds[type(config)]
     if outer is None:
         return scratch(config), {}
     if scratch is not FromScratch:
