@@ -1,8 +1,11 @@
 """Training of CorrDiff: pairs and their checks, objectives, resuming, what the model keeps."""
 
+import argparse
 import copy
+import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +221,13 @@ def test_settings_from_json():
     assert xsm.CorrDiffConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     with pytest.raises(InputError, match="patch='8'. Needed: a list or null"):
         xsm.CorrDiffConfig.from_dict({**settings.to_dict(), "patch": "8"})
+
+
+def test_each_setting_of_the_example_has_its_own_folder(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    example = importlib.import_module("train_corrdiff")
+    options = [argparse.Namespace(setting=setting, runs=Path("runs")) for setting in example.SETTINGS]
+    assert len({example.folder_of("corrdiff-hrrr", each) for each in options}) == len(options)
 
 
 # --- bad input
