@@ -68,7 +68,7 @@ class Stage:
         Let no gradient pass from one step of a roll-out to the step before.
     per_pass : int, optional
         Samples per forward and backward pass of one device; gradients are accumulated over the passes of an update. By
-        default all of the device. It changes memory and speed only, but for Met2Net, whose batch normalization sees one pass.
+        default all of the device. It changes memory and speed only, but for Met2Net, whose batch norms see one pass.
     recompute : bool
         Keep only the tokens between groups of layers for the backward pass, and compute the rest twice (activation
         checkpointing). It changes memory and speed only.
