@@ -23,7 +23,7 @@ from xscalemixer.variables import Schema
 from xscalemixer.verification import power_spectrum, quantiles, rank_histogram
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, options_of, trained
+from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, folder_of, options_of, trained
 
 UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 PAPER = {"radar": 0.69, "t2m": 0.58, "u10": 0.64, "v10": 0.62}  # CRPS over MAE, arXiv 2309.15214
@@ -33,7 +33,7 @@ TAIL = 0.999
 
 def score(name: str, options: argparse.Namespace) -> None:
     """Fields of every system on the test times, and the tables."""
-    task, folder = TASKS[name](options), options.runs / name
+    task, folder = TASKS[name](options), folder_of(name, options)
     source, truth = held_out(task, options), task.pair["target"].to_dataset()
     run = {"device": SETTINGS[options.setting].device}
     raw, fitted = trained(name, task, options)

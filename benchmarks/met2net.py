@@ -152,9 +152,14 @@ class Shapes:
         return {"past": frames[: self.past], "future": frames[self.past :]}
 
 
+def folder_of(name: str, options: argparse.Namespace) -> Path:
+    """Where runs are kept; each setting has its own place."""
+    return options.runs / (name if options.setting == "cpu" else f"{name}-{options.setting}")
+
+
 def shapes(options: argparse.Namespace) -> None:
     """Every way and seed; then the table of what is there."""
-    setting, root = SETTINGS["shapes"][options.setting], options.runs / "shapes"
+    setting, root = SETTINGS["shapes"][options.setting], folder_of("shapes", options)
     for way, seed in jobs(options.part, setting.seeds):
         folder = root / f"{way}-{seed}"
         if not (folder / "errors.npz").exists():
@@ -276,7 +281,7 @@ def twin_config(way: str, seed: int, setting: Setting) -> xsm.Met2NetTrainConfig
 
 def twin(options: argparse.Namespace) -> None:
     """Every way and seed; then the forecasts and scores of what is there."""
-    setting, root = SETTINGS["twin"][options.setting], options.runs / "twin"
+    setting, root = SETTINGS["twin"][options.setting], folder_of("twin", options)
     tree = read_twin_world(options.data)
     region = tree["regional"].to_dataset()
     for way, seed in jobs(options.part, setting.seeds):

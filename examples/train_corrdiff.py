@@ -117,7 +117,7 @@ def hindcasts(tree: xr.DataTree, options: argparse.Namespace) -> xr.Dataset:
     init = [t for t, known in zip(times, np.isin(history, hours).all(1), strict=True) if known and inside(t)]
     if options.setting == "smoke":
         init = [*init[:4], *[t for t in init if t > np.datetime64(LATER["validation"][0][0])][:2]]
-    store = options.runs / "hindcast.zarr"
+    store = folder_of("hindcast", options).with_suffix(".zarr")
     more = {"to": store, "resume": store.exists(), "device": SETTINGS[options.setting].device}
     return xsm.hindcast(tree, init, LEADS[-1], model=options.model, **more)
 
@@ -166,9 +166,14 @@ def config(name: str, task: Task, setting: Setting) -> xsm.CorrDiffConfig:
     )
 
 
+def folder_of(name: str, options: argparse.Namespace) -> Path:
+    """What is kept of a run; each setting has its own."""
+    return options.runs / (name if options.setting == "cpu" else f"{name}-{options.setting}")
+
+
 def trained(name: str, task: Task, options: argparse.Namespace) -> tuple[Path, Path]:
     """Folders of the model as trained and as calibrated."""
-    setting, folder = SETTINGS[options.setting], options.runs / name
+    setting, folder = SETTINGS[options.setting], folder_of(name, options)
     raw, fitted = folder / "trained", folder / "model"
     if not raw.exists():
         how = {"device": setting.device, "workers": 1, "min_samples": 2}

@@ -1,5 +1,7 @@
 """Calibration: factors against closed forms, what is kept with the model, bad input."""
 
+import copy
+
 import numpy as np
 import pytest
 from pairs import pair, trained
@@ -59,6 +61,23 @@ def test_what_was_found_goes_with_the_model(model, tmp_path):
     fitted.save(tmp_path / "fitted")
     again = xsm.load(tmp_path / "fitted")
     assert again.solver == FEW[0] and (again.network.spread == fitted.network.spread).all()
+
+
+def test_before_is_the_solver_of_the_model(model):
+    """Also where it is not among those that are tried."""
+    own = copy.deepcopy(model)
+    own.solver = SolverConfig(steps=4)
+    tried = [xsm.calibrate(own, pair(), members=2, samples=2, solvers=s).about["calibration"] for s in (FEW, (own.solver, *FEW))]
+    before, same = (each["channels"]["t2m"]["crps"][0] for each in tried)
+    assert before == same and before != tried[0]["channels"]["t2m"]["crps"][1]
+    assert list(tried[0]["solvers"]) == ["heun 3, churn 0"]
+
+
+def test_errors_of_forecasts_are_not_calibrated_on_analyses(model):
+    chain = copy.deepcopy(model)
+    chain.leads = (1, 12)
+    with pytest.raises(InputError, match=r"(?s)nothing was calibrated.*trained on forecasts of 1 to 12 hours"):
+        xsm.calibrate(chain, pair(), members=2, samples=1, solvers=FEW)
 
 
 @pytest.mark.parametrize(

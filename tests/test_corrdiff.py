@@ -99,12 +99,12 @@ def test_loss_of_the_paper():
     noisy = r + sigma[:, None, None, None] * torch.randn(r.shape, generator=draw)
     weight = (sigma**2 + d**2) / (sigma * d) ** 2
     wanted = (weight[:, None, None, None] * (net(noisy, sigma, c) - r) ** 2).mean()
-    torch.testing.assert_close(net.loss(r, c, generator=torch.Generator().manual_seed(3)), wanted)
+    torch.testing.assert_close(net.loss(r, c, generators=[torch.Generator().manual_seed(3)]), wanted)
 
 
 def test_errors_of_a_network_that_knows_nothing_are_one_at_every_level():
     net = build(ResidualDiffusion, loud=False)
-    errors, sigma = net.errors(residual(batch=64), condition(batch=64), generator=torch.Generator().manual_seed(0))
+    errors, sigma = net.errors(residual(batch=64), condition(batch=64), generators=[torch.Generator().manual_seed(0)])
     assert errors.shape == (64, 3)
     torch.testing.assert_close(errors, torch.ones(64, 3), rtol=0.0, atol=0.25)
     assert sigma.log().mean().item() == pytest.approx(0.0, abs=3 * 1.2 / 8)
@@ -119,7 +119,7 @@ def test_regression_loss_is_the_mean_square():
 @pytest.mark.parametrize("config", [TINY, FULL])
 def test_gradients_reach_every_parameter(config):
     net, c = CorrDiff(config), condition(config)
-    crops = random_crops(c.fields, (8, 12), 3, torch.Generator().manual_seed(0))
+    crops = random_crops(c.fields, (8, 12), 3, [torch.Generator().manual_seed(0)])
     target = crops.cut(residual())
     loss = net.regression.loss(net.regression(c, crops), target) + net.diffusion.loss(residual(), c, crops)
     loss.backward()

@@ -10,9 +10,11 @@ from pairs import config, forecasts, pair, trained
 from worlds import HOUR, START, forecaster
 
 import xscalemixer as xsm
-from xscalemixer import store
+from xscalemixer import downscaling, store
+from xscalemixer.coarse import Coarse
 from xscalemixer.downscaling import seeds_of
-from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
+from xscalemixer.errors import CheckpointError, GridError, InputError, SchemaError, TimeError
+from xscalemixer.nn.corrdiff import CorrDiff
 from xscalemixer.nn.sampling import MemberNoise, SolverConfig
 
 FEW = SolverConfig(steps=3)
@@ -129,6 +131,16 @@ def test_shared_noise_and_noise_of_its_own():
     assert len({seeds_of(*key) for key in ((0, 1, 0, 5.0), (0, 1, 0, 6.0), (0, 2, 0, 5.0), (1, 1, 0, 5.0), (0, 1, 9, 5.0))}) == 5
 
 
+@pytest.mark.parametrize(("kept", "calls"), [(0, 9), (2, 5), (3, 3)])
+def test_means_are_kept_while_they_fit(model, coarse, monkeypatch, kept, calls):
+    """Three members of three times: those of the first times are made once."""
+    made, mean = [], CorrDiff.mean
+    monkeypatch.setattr(CorrDiff, "mean", lambda *args, **how: made.append(1) or mean(*args, **how))
+    monkeypatch.setattr(downscaling, "_KEPT", kept * 4 * 3 * 12 * 16)
+    xsm.downscale(coarse, 3, model=model)
+    assert len(made) == calls
+
+
 # --- streaming
 
 
@@ -224,17 +236,29 @@ def test_statistics_of_the_source_remove_its_bias(model, coarse, caplog):
     assert abs(float((xsm.downscale(biased(coarse), "mean", model=model)["t2m"] - right).mean())) > 1.0
 
 
+def test_humidity_of_the_source_is_read_like_that_of_the_input(model, coarse, monkeypatch):
+    phases, of = [], Coarse.of.__func__
+    monkeypatch.setattr(
+        Coarse, "of", classmethod(lambda cls, *args, rh_phase: phases.append(rh_phase) or of(cls, *args, rh_phase=rh_phase))
+    )
+    xsm.downscale(coarse, "mean", model=model, source=pair(18)["input"].to_dataset(), rh_phase="ice")
+    assert phases == ["ice", "ice"]
+
+
 def test_members_of_the_input(model):
     both = xr.concat([forecasts(1, 2)] * 2, "member").assign_coords(member=[0, 1])
     with pytest.raises(InputError, match="2 members. Needed: a forecast without members"):
         xsm.downscale(both, 1, model=model)
 
 
-def test_models_for_something_else(model, coarse, tmp_path):
+def test_models_for_something_else(model, coarse, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="model=int cannot downscale"):
         xsm.downscale(coarse, 1, model=3)
     with pytest.raises(InputError, match="it is a model that forecasts"):
         xsm.downscale(coarse, 1, model=forecaster())
+    monkeypatch.setattr(downscaling, "models", dict)
+    with pytest.raises(CheckpointError, match="no weights for downscaling come with this version; train one.*pass model="):
+        xsm.downscale(coarse)
     model.save(tmp_path / "corrdiff")
     for which in (model, tmp_path / "corrdiff"):
         with pytest.raises(InputError, match="it is a model that downscales"):
@@ -267,6 +291,8 @@ def test_pair_of_forecasts_and_truth(caplog):
     seen.about["trained_on"] = [{"train": [[str(START - HOUR), str(START)]]}]
     xsm.downscaling_pair(fc, truth, model=seen)
     assert "1 of 2 starts lie in the training periods of tiny" in caplog.text
+    with pytest.raises(CheckpointError, match="there is no model 'nix'"):
+        xsm.downscaling_pair(fc, truth, model="nix")
     with pytest.raises(TimeError, match=r"no lead times \[48\] h"):
         xsm.downscaling_pair(fc, truth, leads=[48])
     with pytest.raises(TimeError, match="needed common times"):

@@ -1,6 +1,7 @@
 """Fine-tuning: any grid, fewer variables, adapters; what is taken over, kept, refused."""
 
 import ast
+import copy
 import json
 from functools import cache
 
@@ -18,7 +19,7 @@ from xscalemixer.nn.patch import TokenGrid
 from xscalemixer.starting import _onto_terrain
 from xscalemixer.training import adapting, estimating, finetuning
 from xscalemixer.training.adapting import Adaptation
-from xscalemixer.training.data import TrainingData
+from xscalemixer.training.data import TrainingData, check_unseen
 
 TIMES = START + np.arange(1, 73) * HOUR
 TEST = (("2020-06-04T06", "2020-06-04T12"),)
@@ -297,6 +298,26 @@ def test_one_day_without_validation(base, caplog):
     assert "tells nothing about other weather" in caplog.text
 
 
+def test_choosing_by_times_that_the_model_has_seen_is_told(base, caplog):
+    first = copy.deepcopy(base)
+    first.about["trained_on"] = [{"train": [list(PERIODS["validation"][0])], "validation": []}]
+    xsm.finetune(alpine(), first, stages=COLD, **QUICK)
+    assert "validation: 'tiny' has trained on 2020-06-03T12 to 2020-06-04T12" in caplog.text
+
+
+def test_default_periods_begin_with_the_driver():
+    """Hours from long before are of no use; the first window ends with the first global time."""
+    times = {"outer": START + np.arange(2400, 4801, 6) * HOUR, "inner": START + np.arange(1, 4801) * HOUR}
+    train, _ = finetuning._split(times, (), xsm.Report(""))
+    assert train[0][0] == str((START + 2394 * HOUR).astype("datetime64[h]"))
+
+
+def test_default_batches_are_shared_evenly():
+    rates = {kind: 1e-4 for kind in ("global", "rollout")}
+    made = finetuning._default_stages(rates, lambda *_: 30, PERIODS["train"], PERIODS["validation"], 5, {}, 1, 8)
+    assert [(stage.batch, stage.updates) for stage in made] == [(8, 19), (8, 4)]
+
+
 def test_default_periods_leave_out_what_is_tested_on():
     times = {name: START + np.arange(1, 1001) * HOUR for name in ("outer", "inner")}
     test = (("2020-06-10", "2020-06-15"), ("2020-07-10", "2020-07-20"))
@@ -318,7 +339,7 @@ def test_the_same_times_elsewhere_are_told(caplog):
     first = forecaster()
     first.about["trained_on"] = [{"train": [["2020-06-04", "2020-06-05"]], "validation": [], "inner grid": "another"}]
     report = xsm.Report("")
-    finetuning._check_test(first, TEST, None, report)
+    check_unseen(first, TEST, (), "inner", None, report)
     assert report.ok and "has trained on 2020-06-04T06 to 2020-06-04T12, in another region" in str(report)
 
 

@@ -176,7 +176,7 @@ def test_data_of_another_kind(base, elsewhere):
     [
         ({"missing": ("tccc",)}, """'tccc' is none of the model's.*Is it "tcc"?"""),
         ({"stages": (xsm.Stage(kind="regional", updates=1),)}, "a stage of another network than Met2NetTrainConfig trains"),
-        ({"recompute": True}, "recompute=True. Needed: Met2Net has no recompute"),
+        ({"recompute": True}, "recompute=True. Needed: a stage of a coupled model"),
         ({"test": PERIODS["validation"]}, "test: it shares 2020-06-02T12 to 2020-06-03T00 with validation="),
     ],
 )

@@ -48,6 +48,11 @@ def test_hours_in_other_words(model, hours, leads):
     assert running.horizon(hours) == leads
 
 
+def test_hours_beyond_what_was_verified_are_told(caplog):
+    assert running.horizon(48) == 48 and not caplog.text
+    assert running.horizon(72) == 72 and "hours=72: no model here was verified beyond 48 h" in caplog.text
+
+
 @pytest.mark.parametrize("hours", [0, -1, 1.5, "soon", None, True, float("inf")])
 def test_impossible_hours(model, hours):
     with pytest.raises(TimeError, match="needed a whole number from 1 on"):

@@ -1,6 +1,7 @@
 """Model folders: complete, checked at every load, never unpickled."""
 
 import json
+import pathlib
 import pickle
 import shutil
 
@@ -32,7 +33,7 @@ def test_saved_model_forecasts_the_same(tmp_path, width):
     again = xsm.load(tmp_path / "mine")
     first, second = (xsm.forecast(globe(), 2, model=m) for m in (model, again))
     assert (first["t2m"].values == second["t2m"].values).all()
-    assert again.name == "mine" and len(again.sha256) == 64
+    assert again.name == "mine" and model.sha256 == again.sha256 == first.attrs["model_sha256"] and len(again.sha256) == 64
 
 
 def test_saving_under_another_name_leaves_the_model_alone(tmp_path):
@@ -59,6 +60,28 @@ def test_only_model_folders_are_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="not a model folder"):
         forecaster().save(tmp_path / "thesis", overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "precious"
+
+
+def test_weights_that_were_never_saved_are_told(tmp_path):
+    model = forecaster()
+    assert xsm.forecast(globe(), 1, model=model).attrs["model_sha256"] == model.weights_sha256()
+    model.save(tmp_path / "half", half=True)
+    assert model.sha256 == ""  # the file holds others
+
+
+def test_folder_is_back_if_it_cannot_be_replaced(folder, monkeypatch):
+    replace = pathlib.Path.replace
+
+    def failing(self, target):
+        if self.name.startswith(".mine-") and not self.name.endswith("-old"):
+            raise OSError("no space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "replace", failing)
+    with pytest.raises(OSError, match="no space"):
+        forecaster(seed=1).save(folder, overwrite=True)
+    assert xsm.load(folder).weights_sha256() == forecaster().weights_sha256()
+    assert [f.name for f in folder.parent.iterdir()] == ["mine"]
 
 
 def test_model_folder_is_replaced_whole(folder):
@@ -151,8 +174,10 @@ def test_save_does_not_overwrite(folder):
 
 
 def test_unknown_name_lists_what_there_is():
-    with pytest.raises(CheckpointError, match=f"(?s)no model 'twin-eb'.*{pretrained.DEFAULT}"):
-        xsm.load("twin-eb")
+    with pytest.raises(CheckpointError, match=f"(?s)no model 'twin-eb-small'.*Is it '{pretrained.DEFAULT}'. Known models: "):
+        xsm.load("twin-eb-small")
+    with pytest.raises(CheckpointError, match=rf"1\. Known models: .*{pretrained.DEFAULT}"):
+        xsm.load("nothing like it")
 
 
 def test_data_dir_is_searched_first(folder, monkeypatch):
@@ -212,5 +237,6 @@ def test_offline_says_where_to_put_the_model(mirror, monkeypatch):
 
 def test_without_an_address_nothing_is_guessed(mirror, monkeypatch):
     monkeypatch.delenv("XSCALEMIXER_BASE_URL")
+    assert "mine" not in xsm.models()
     with pytest.raises(CheckpointError, match="set XSCALEMIXER_BASE_URL"):
         xsm.load("mine")

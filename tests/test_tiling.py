@@ -160,7 +160,7 @@ def test_a_random_convolutional_network_has_no_seams():
 
 
 def test_crops_lie_inside_and_reach_every_edge():
-    crops = random_crops(torch.empty(2, 1, 40, 50), (16, 24), 200, torch.Generator().manual_seed(0))
+    crops = random_crops(torch.empty(2, 1, 40, 50), (16, 24), 200, [torch.Generator().manual_seed(n) for n in (0, 1)])
     corners = torch.tensor(crops.corner)
     assert corners.amin(0).tolist() == [0, 0]
     assert corners.amax(0).tolist() == [24, 26]
@@ -170,9 +170,13 @@ def test_crops_lie_inside_and_reach_every_edge():
     assert seen[0, 0, 0].mean() / seen[0, 0, 12:28].mean() == pytest.approx(0.5, abs=0.15)
 
 
-def test_crops_are_reproducible():
-    draw = lambda seed: random_crops(torch.empty(1, 1, 40, 50), (16, 24), 5, torch.Generator().manual_seed(seed))
-    assert draw(1) == draw(1) != draw(2)
+def test_crops_belong_to_their_field():
+    draw = lambda *seeds: (
+        random_crops(
+            torch.empty(len(seeds), 1, 40, 50), (16, 24), 5, [torch.Generator().manual_seed(seed) for seed in seeds]
+        ).corner
+    )
+    assert draw(1, 2) == draw(1) + draw(2) and draw(1) != draw(2)
 
 
 def test_too_large_crops_are_refused():

@@ -221,7 +221,12 @@ def test_nan_in_the_data_is_named(tree):
         ({"stages": (Stage(kind="global", updates=1, peak=0.0),)}, "peak=0.0.*Needed: 0 < peak"),
         ({"calendar": ("moon",)}, r"calendar: unknown parts \['moon'\]"),
         ({"ema": 1.0}, "ema: 1.0. Needed: 0 or more and less than 1"),
-        ({"check_every": 0}, "check_every: 0. Needed: at least 1"),
+        ({"clip": 0.0}, "clip: 0.0. Needed: more than 0. clip=1.0"),
+        ({"clip": math.nan, "seed": -1, "warmup": -1}, "(?s)seed: -1. Needed: 0 or more.*warmup: -1.*clip: nan"),
+        ({"betas": (0.9, 1.0)}, r"betas: \(0.9, 1.0\). Needed: two of 0 or more and less than 1"),
+        ({"betas": 0.9, "weight_decay": -0.1, "seed": None}, "(?s)seed: None.*betas: 0.9.*weight_decay: -0.1"),
+        ({"stages": (Stage(kind="regional", updates=1, season_shift=-1.0),)}, "season_shift=-1.0. Needed: 0 or more"),
+        ({"check_every": 0}, "check_every: 0. Needed: 1 or more"),
         ({"train": (("2020-06-03", "yesterday"),)}, "train: .*yesterday.*Needed: pairs of dates"),
     ],
 )

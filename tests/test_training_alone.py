@@ -297,7 +297,7 @@ def written(tmp_path, monkeypatch, ds):
     plain = json.loads(json.dumps(settings("implicit").to_dict()))
 
     def write(**changes):
-        text = {"kind": "regional", "data": "region.nc", **plain, **changes}
+        text = {"kind": "met2net", "data": "region.nc", **plain, **changes}
         (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in text.items() if value is not None}))
         return str(tmp_path / "config.json")
 
@@ -321,14 +321,14 @@ def test_train_and_finetune_from_the_shell(written, capsys, monkeypatch):
     ("changes", "message"),
     [
         (
-            {"kind": "met2net"},
-            """kind='met2net'; needed "coupled" (TrainConfig) or "regional" (Met2NetTrainConfig)""",
+            {"kind": "regional"},
+            """kind='regional'; needed "scalemixer" (TrainConfig) or "met2net" (Met2NetTrainConfig)""",
         ),
-        ({"kind": "regionl"}, 'Is it "regional"?'),
-        ({"kind": ["regional"]}, """kind=['regional']; needed"""),
+        ({"kind": "metnet"}, 'Is it "met2net"?'),
+        ({"kind": ["met2net"]}, """kind=['met2net']; needed"""),
         ({"kind": None}, "no 'kind', and 'levels', a stage 'implicit', which only a Met2NetTrainConfig has"),
-        ({"kind": None}, 'Add "kind": "regional"'),
-        ({"kind": "coupled", "levels": [500]}, "unknown key 'levels'"),
+        ({"kind": None}, 'Add "kind": "met2net"'),
+        ({"kind": "scalemixer", "levels": [500]}, "unknown key 'levels'"),
         ({"kind": None, "inputs": ["t2m"], "levels": None, "stages": None}, 'Add "kind": "corrdiff"'),
         ({"variabels": ["t2m"]}, "Is it 'variables'?"),
         ({"levels": "1000"}, "levels='1000'. Needed: a list"),

@@ -1,7 +1,11 @@
 """Training of CorrDiff: pairs and their checks, objectives, resuming, what the model keeps."""
 
+import argparse
+import copy
+import importlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
 from xscalemixer.state import STATICS
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
+from xscalemixer.training.ranks import Ranks
 from xscalemixer.variables import Schema
 
 
@@ -127,6 +132,25 @@ def test_passes_draw_what_the_whole_batch_would():
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [RegressionObjective, DiffusionObjective])
+def test_passes_give_the_losses_of_the_batch(data, kind, training):
+    """With dropout and patches: what per_pass changes is not the result."""
+    drops = {name: {"width": 8, "dropout": 0.3} for name in ("regression", "diffusion")}
+    settings = config(patch=(8, 8), network=drops)
+    torch.manual_seed(0)
+    objective = kind(CoarseToFine(settings).fresh(data), settings).train(training)
+    for layer in (each for each in objective.modules() if isinstance(each, torch.nn.Conv2d)):
+        torch.nn.init.xavier_uniform_(layer.weight)
+    whole = batch(data, CoarseToFine(settings).fresh(data), 4)
+
+    def loss(first, size):
+        with drawing_for(first, size, 4, 7):
+            return objective.loss({name: value[first : first + size] for name, value in whole.items()})[0].item()
+
+    assert np.mean([loss(first, 1) for first in range(4)]) == pytest.approx(loss(0, 4), rel=1e-4)
+
+
 def test_regression_loss_is_the_mean_square_over_channels(data, model):
     value, parts = RegressionObjective(model, config()).eval().loss(batch(data, model))
     assert value.item() == pytest.approx(np.mean([parts[c].item() for c in ("t2m", "u10", "ssrd")]), rel=1e-5)
@@ -140,6 +164,21 @@ def test_scale_of_the_residual_is_measured(data, model):
         errors.append(one["target"] - model.network.mean(Condition(one["fields"], one["scalars"])))
     found = torch.cat(errors).square().mean((0, 2, 3)).sqrt() / model.network.residual_scale.flatten()
     torch.testing.assert_close(found, torch.full((3,), 0.5), rtol=1e-3, atol=0)
+
+
+def test_each_process_measures_its_share_of_the_residual(data, model):
+    sums, scale = [], model.network.residual_scale.clone()
+
+    class Half(Ranks):
+        def total(self, values):
+            sums.append(values.clone())
+            return values
+
+    for rank in (0, 1):
+        data.measure_residual(copy.deepcopy(model), config().train, Half(torch.device("cpu"), rank, 2))
+    wanted = (scale * model.network.diffusion.sigma_data).flatten().square()
+    torch.testing.assert_close(sum(sums).float(), wanted)
+    assert (sums[0] < 0.8 * sum(sums)).all()
 
 
 # --- runs
@@ -182,6 +221,13 @@ def test_settings_from_json():
     assert xsm.CorrDiffConfig.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     with pytest.raises(InputError, match="patch='8'. Needed: a list or null"):
         xsm.CorrDiffConfig.from_dict({**settings.to_dict(), "patch": "8"})
+
+
+def test_each_setting_of_the_example_has_its_own_folder(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    example = importlib.import_module("train_corrdiff")
+    options = [argparse.Namespace(setting=setting, runs=Path("runs")) for setting in example.SETTINGS]
+    assert len({example.folder_of("corrdiff-hrrr", each) for each in options}) == len(options)
 
 
 # --- bad input
@@ -247,7 +293,7 @@ def without(tree, group, name):
 def test_the_two_trainings_are_told_apart():
     with pytest.raises(InputError, match="a CorrDiffConfig trains no model with a global network. Leave out outer="):
         xsm.train(config(), pair(), outer=forecaster())
-    with pytest.raises(ValueError, match="kind='residual'; choose one of .*'regression', 'diffusion'"):
+    with pytest.raises(InputError, match="kind='residual'; choose one of .*'regression', 'diffusion'"):
         xsm.Stage(kind="residual", updates=1)
 
 

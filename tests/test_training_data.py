@@ -62,6 +62,13 @@ def test_everything_wrong_in_settings_at_once():
         assert caught.match(message)
 
 
+def test_settings_that_are_no_settings(tree):
+    with pytest.raises(InputError, match=r"a dict; needed a TrainConfig, a Met2NetTrainConfig.*xsm.TrainConfig.from_dict"):
+        xsm.train(small_config(stages=ONE).to_dict(), tree)
+    with pytest.raises(InputError, match="kind='regionl'; choose one of 'global', .*Is it \"regional\"?"):
+        xsm.Stage(kind="regionl", updates=1)
+
+
 def test_nothing_may_be_tested_that_was_trained_on(tree):
     with pytest.raises(TimeError, match=r"test: it shares 2020-06-03 to 2020-06-03T12 with train=.*must not be trained on"):
         xsm.train(small_config(stages=ONE, test=(("2020-06-03", "2020-06-05"),)), tree)

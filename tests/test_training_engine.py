@@ -25,7 +25,7 @@ from xscalemixer.training import protocol
 from xscalemixer.training.batches import Feed, Order, passes
 from xscalemixer.training.checkpoints import Checkpoints, LossLog, owned, write_whole
 from xscalemixer.training.engine import OneStage, Plan, Saving, fit
-from xscalemixer.training.ranks import Ranks, ranks
+from xscalemixer.training.ranks import Ranks, process_count, ranks
 
 CPU = Ranks(torch.device("cpu"))
 HERE = Path(__file__).parent
@@ -287,6 +287,23 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, how):
     assert "update-00000010.safetensors cannot be used" in caplog.text
 
 
+def test_damaged_checkpoint_is_not_newer_than_those_after_it(tmp_path):
+    *_, losses = run(tmp_path)
+    spoil(tmp_path / "line" / "update-00000010.safetensors", "cut")
+    fit(Line(), line_data(10), line_data(7), plan(), CPU, saving=saving(tmp_path, updates=3))
+    assert (tmp_path / "losses.jsonl").read_text() == losses
+    assert sorted(path.stem[-2:] for path in (tmp_path / "line").glob("update-*")) == ["09", "12"]
+
+
+def test_damaged_best_weights_are_written_anew(tmp_path, caplog):
+    *_, losses = run(tmp_path)
+    for best in (tmp_path / "line").glob("best-*"):
+        spoil(best, "flipped")
+    assert run(tmp_path)[2] == losses and "its checksum differs" in caplog.text
+    assert Checkpoints(tmp_path / "line", {}).latest() == 10
+    assert len(list((tmp_path / "line").glob("update-*"))) == 2
+
+
 def test_checkpoint_of_another_run_is_refused(tmp_path):
     store = Checkpoints(tmp_path / "0-global", {"seed": 0})
     store.save(5, {"a": torch.ones(1)}, {"best": 0}, {"a": torch.ones(1)})
@@ -355,6 +372,29 @@ def test_batches_must_be_shared_evenly():
     protocol._check_run(config, Ranks(torch.device("cpu"), 0, 3), None, report)
     with pytest.raises(InputError, match=r"(?s)4 problems.*batch=4. Needed: a multiple of the 3 processes. batch=6"):
         report.raise_errors()
+
+
+def test_all_processes_keep_the_running_statistics_of_the_first():
+    class Normed(Line):
+        def __init__(self):
+            super().__init__()
+            self.network.insert(1, nn.BatchNorm1d(4))
+
+    class Second(Ranks):
+        def share(self, tensors):
+            for tensor in tensors:
+                tensor.fill_(7.0)
+
+    objective = Normed()
+    fit(objective, line_data(10), line_data(7), plan(), Second(torch.device("cpu")))
+    assert (objective.network[1].running_mean == 7).all() and (objective.network[1].running_var == 7).all()
+
+
+def test_processes_of_torchrun_are_counted(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert process_count() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert process_count() == 3
 
 
 # --- processes of their own

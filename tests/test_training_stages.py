@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from train_tiny import PERIODS, small_config, small_tree, stages
 
 import xscalemixer as xsm
-from xscalemixer.errors import InputError
+from xscalemixer.errors import InputError, TimeError
 from xscalemixer.nn.scalemixer import CoupledModel, SamplerConfig
 from xscalemixer.state import HOURS
 from xscalemixer.training import objectives
@@ -56,6 +56,16 @@ def saved_bytes(objective, sample):
     with saved_tensors_hooks(lambda x: total.append(x.nbytes) or x, lambda x: x):
         objective.loss(sample)
     return sum(total)
+
+
+def test_entropy_is_relative_to_the_tokens_that_may_be_keys(world):
+    """Before anything is learned all of them are alike, far fewer than there are."""
+    settings = {"sunlit_channel": 6, "sampler": SamplerConfig(keys=8, halo=1)}
+    model = FromScratch(small_config(network=settings)).fresh(world).network
+    for mixer in model.mixers:
+        torch.nn.init.zeros_(mixer.sampler.score.weight)
+    _, parts = CoupledObjective(model, world, stage("regional")).eval().loss(batch(world, 1))
+    assert parts["key_entropy"].item() == pytest.approx(1.0, abs=1e-5)
 
 
 # --- gradients
@@ -226,6 +236,23 @@ def test_a_global_network_is_taken_over_whatever_its_groups(tree):
     for known, parameter in zip(first.network.outer.parameters(), model.network.outer.parameters(), strict=True):
         assert torch.equal(known, parameter)
     assert len(model.network.mixers) == 1 and model.outer.stats == first.outer.stats
+
+
+def test_times_that_the_global_network_has_seen(tree, caplog):
+    """Its archive and its validation are no test of the model around it; its archive is told where it validates."""
+    archive, middle, late = (("2020-06-01T12", "2020-06-02T12"),), (("2020-06-02T12", "2020-06-03T12"),), PERIODS["validation"]
+    first = xsm.train(small_config(train=middle, stages=(stage("global", periods=archive),)), tree)
+    around = lambda **changes: xsm.train(small_config(**{"stages": (stage("regional"),), **changes}), tree, outer=first)
+    for test in (archive, late):
+        with pytest.raises(TimeError, match="test: 'tiny' has (trained on|been chosen by) .* on this global grid.*other test="):
+            around(train=middle, validation=(), test=test)
+    model = around(train=middle, validation=archive)
+    assert "validation: 'tiny' has trained on 2020-06-01T12 to 2020-06-02T12" in caplog.text
+    assert [row["train"] for row in model.about["trained_on"]] == [
+        [*map(list, middle), *map(list, archive)],
+        [*map(list, middle)],
+    ]
+    assert len(first.about["trained_on"]) == 1
 
 
 def test_another_global_network_is_refused(tree):

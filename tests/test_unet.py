@@ -1,10 +1,13 @@
 """The U-Net: published sizes, any field size, what it is told matters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
 
 from xscalemixer.errors import InputError
+from xscalemixer.nn.draws import drawing_for, dropout
 from xscalemixer.nn.unet import SelfAttention, UNet, UNetConfig
 
 TINY = UNetConfig(width=8, multipliers=(1, 2, 2), blocks=1, attention=(2,), dropout=0.0)
@@ -75,6 +78,26 @@ def test_gradients_reach_every_parameter():
     net = build().train()
     net(*inputs()).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_dropout_belongs_to_the_sample():
+    """Equal samples get masks of their own, the same in passes of any size."""
+    net = build(replace(TINY, dropout=0.3)).train()
+    parts = [part[:1].expand(4, *part.shape[1:]) for part in inputs()]
+
+    def passed(first, size):
+        with drawing_for(first, size, 4, seed=1):
+            return net(*(part[:size] for part in parts))
+
+    whole = passed(0, 4)
+    torch.testing.assert_close(torch.cat([passed(first, 1) for first in range(4)]), whole, rtol=1e-4, atol=1e-4)
+    assert (whole[0] - whole[1]).abs().max() > 0.01
+
+
+def test_dropout_keeps_the_mean():
+    with drawing_for(0, 2, 2, seed=0):
+        found = dropout(torch.ones(2, 8, 50, 50), 0.25)
+    assert found.mean().item() == pytest.approx(1.0, abs=0.02) and found.unique().tolist() == pytest.approx([0.0, 4 / 3])
 
 
 def test_training_starts_near_zero():

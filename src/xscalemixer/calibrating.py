@@ -66,8 +66,9 @@ def calibrate(
     Returns
     -------
     Downscaler
-        With the factors and the solver; ``about["calibration"]`` has, by channel and before and after, spread over error, fair
-        CRPS over that of the regression (its mean absolute error), and frequencies of the ranks of the truth.
+        With the factors and the solver; ``about["calibration"]`` has, by channel, before (with the solver of ``model``) and
+        after, spread over error, fair CRPS over that of the regression (its mean absolute error), and frequencies of the ranks
+        of the truth.
 
     Raises
     ------
@@ -90,9 +91,11 @@ def calibrate(
     if not tried:
         raise InputError("nothing was calibrated", ["solvers= is empty; give one SolverConfig or more, or leave it out"])
     chosen = np.unique(np.linspace(0, len(data) - 1, min(samples, len(data))).round().astype(int)).tolist()
-    with progress_bar(len(tried) * len(chosen) * members, "field", "calibrate", progress) as bar:
-        found = [_errors(model, data, chosen, members, solver, seed, bar) for solver in tried]
-    before = found[0].scores(model.network.spread.flatten().cpu().numpy())
+    measured = dict.fromkeys((*tried, model.solver))  # its own one is what was before, tried or not
+    with progress_bar(len(measured) * len(chosen) * members, "field", "calibrate", progress) as bar:
+        errors = {solver: _errors(model, data, chosen, members, solver, seed, bar) for solver in measured}
+    before = errors[model.solver].scores(model.network.spread.flatten().cpu().numpy())
+    found = [errors[solver] for solver in tried]
     factors = [_factors(each, model) for each in found]
     after = [each.scores(factor) for each, factor in zip(found, factors, strict=True)]
     crps = [(each["crps"] / after[0]["crps"]).mean() for each in after]
@@ -163,6 +166,7 @@ def _samples(model: Downscaler, tree: xr.DataTree, periods, members: int, sample
         report.error("periods", "no pairs of input and target within them", kind=TimeError)
     report.raise_errors(task)
     pairs = cast("Pairs", pairs)
+    model.require_lead(pairs.forecast, task)
     return PairSamples(pairs, model, pairs.within(periods))
 
 

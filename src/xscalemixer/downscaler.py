@@ -186,10 +186,10 @@ class Downscaler(Model):
         """Mean over the hour that ends at a time, shape (1, H, W), W m-2."""
         return inner_insolation(time, self.fine.grid, 0, 0)[0]
 
-    def condition(self, inputs: Inputs, patch: tuple[int, int] | None = None) -> Condition:
-        """The same on the device, with the mean."""
-        condition = Condition(inputs.fields[None].to(self.device), inputs.scalars[None].to(self.device))
-        return condition._replace(mean=self.network.mean(condition, tiling=self.tiling(patch)))
+    def condition(self, inputs: Inputs, patch: tuple[int, int] | None = None, mean: Tensor | None = None) -> Condition:
+        """The same on the device, with the mean, which is made unless it is given."""
+        condition = Condition(inputs.fields[None].to(self.device), inputs.scalars[None].to(self.device), mean)
+        return condition if mean is not None else condition._replace(mean=self.network.mean(condition, tiling=self.tiling(patch)))
 
     def sample(
         self,
@@ -217,8 +217,8 @@ class Downscaler(Model):
         overlap = min(32, min(patch) // 4)
         return TilingConfig(patch=tuple(patch), overlap=overlap, margin=min(4, overlap // 4))
 
-    def require_lead(self, forecast: bool) -> None:
-        """Refuse an analysis where the errors of forecasts are to be added.
+    def require_lead(self, forecast: bool, task: str) -> None:
+        """Refuse an analysis where the errors of forecasts are to be added; ``task`` says what is not done.
 
         Raises
         ------
@@ -226,4 +226,4 @@ class Downscaler(Model):
         """
         if self.leads is not None and not forecast:
             found = f"an analysis; {self.name!r} was trained on forecasts of {self.leads[0]} to {self.leads[1]} hours"
-            raise InputError("nothing was downscaled", [f"found {found}. Give a forecast, or choose another model"])
+            raise InputError(task, [f"found {found}. Give a forecast, or choose another model"])

@@ -7,25 +7,27 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from numbers import Integral
 from os import PathLike
 from typing import Any, Literal, cast
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from xscalemixer.coarse import Coarse, Interpolated
 from xscalemixer.conform import valid_times
 from xscalemixer.downscaler import Downscaler
-from xscalemixer.errors import InputError, TimeError
+from xscalemixer.errors import CheckpointError, InputError, TimeError
 from xscalemixer.layouts import is_forecast, to_forecast
 from xscalemixer.model import ForecastModel
+from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.sampling import Seed, SolverConfig
 from xscalemixer.output import ensemble_dataset
+from xscalemixer.pretrained import models
 from xscalemixer.progress import progress_bar
 from xscalemixer.report import Report
-from xscalemixer.running import any_model_of, device_of, in_convention, made_by, require_store
+from xscalemixer.running import any_model_of, device_of, in_convention, made_by, model_of, require_store
 from xscalemixer.samples import Fields, Series, survey
 from xscalemixer.starting import minute
 from xscalemixer.state import HOUR
@@ -119,8 +121,8 @@ def downscale(
     coarse = None if coarse is None else coarse.on(model.coarse.grid, report, "input")
     report.raise_errors("nothing was downscaled")
     coarse = cast("Coarse", coarse)
-    model.require_lead(coarse.forecast)
-    stats = None if source is None else _stats_of(source, model, report)
+    model.require_lead(coarse.forecast, "nothing was downscaled")
+    stats = None if source is None else _stats_of(source, model, report, rh_phase)
     model.to(device_of(device))
     job = _Job(model, coarse, coarse.values(), settings, stats)
     digest = job.survey(report)
@@ -143,7 +145,7 @@ def downscaling_pair(
     truth: xr.Dataset,
     *,
     leads: Iterable[int] | None = None,
-    model: ForecastModel | None = None,
+    model: str | PathLike | ForecastModel | None = None,
 ) -> xr.DataTree:
     """Pair of forecasts and what came true, for a CorrDiff model of the errors of a model: `xscalemixer.train` takes it.
 
@@ -157,7 +159,7 @@ def downscaling_pair(
         Fields at the valid times, in any layout.
     leads : sequence of int, optional
         Lead times in hours to learn from; default: all.
-    model : Forecaster or RegionalForecaster, optional
+    model : str, path, Forecaster or RegionalForecaster, optional
         What made the forecast; starts in its training periods are then told.
 
     Returns
@@ -186,7 +188,7 @@ def downscaling_pair(
         found = f"forecasts are valid from {spans[0]}, the truth has {spans[1]}"
         raise TimeError("no pair was made", [f"{found}; needed common times"])
     if model is not None:
-        _warn_of_training(fc["reference_time"].values, model)
+        _warn_of_training(fc["reference_time"].values, model_of(model))
     if {"latitude", "longitude"} <= set(truth.dims) and all(truth.sizes[d] == fc.sizes.get(d) for d in ("latitude", "longitude")):
         statics = {name: fc[name] for name in ("orog", "lsm") if name in fc and name not in truth}
         truth = truth.assign({name: (field.dims, field.data, field.attrs) for name, field in statics.items()})
@@ -194,7 +196,16 @@ def downscaling_pair(
 
 
 def downscaler_of(model: str | PathLike | Downscaler | None, forecast: bool = False) -> Downscaler:
-    """The model in hand, by name, from a folder, or the default one."""
+    """The model in hand, by name, from a folder, or the default one.
+
+    Raises
+    ------
+    InputError
+        If it is no model that downscales; CheckpointError if there is none of that name.
+    """
+    if model is None and DEFAULTS[forecast] not in models():
+        fix = "train one: xsm.train(xsm.CorrDiffConfig(...), pair), see docs/corrdiff.md, and pass model="
+        raise CheckpointError("nothing was downscaled", [f"no weights for downscaling come with this version; {fix}"])
     found = any_model_of(model, DEFAULTS[forecast], "downscale")
     if isinstance(found, Downscaler):
         return found
@@ -349,7 +360,8 @@ class _Job:
 
         ``pending`` holds the places that are still wanted.
         """
-        condition = lru_cache(self._kept)(self._condition)
+        # those of the first items: a scan over all of them begins anew with each member, when the latest ones are the farthest
+        means: dict[int, Tensor | None] = {}
         numbers, size = self.settings.members, self.settings.together
         for first in range(0, numbers.size, size):
             group = range(first, min(first + size, numbers.size))
@@ -357,7 +369,10 @@ class _Job:
                 wanted = [i for i in group if pending is None or (*place, i) in pending]
                 if not wanted:
                     continue
-                fields = self._sample(condition(item), item, numbers[wanted])
+                condition = self._condition(item, means.get(item))
+                if len(means) < self._kept:
+                    means[item] = condition.mean
+                fields = self._sample(condition, item, numbers[wanted])
                 for i, channels in zip(wanted, fields, strict=True):
                     yield (*place, i), channels
                 if bar is not None:
@@ -365,14 +380,13 @@ class _Job:
 
     @property
     def _kept(self) -> int:
-        config, cells = self.model.network.config, math.prod(self.model.fine.grid.shape)
-        return max(1, _KEPT // (4 * cells * (config.coarse + config.statics + config.outputs)))
+        return _KEPT // (4 * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape))
 
-    def _condition(self, item: int):
+    def _condition(self, item: int, mean: Tensor | None) -> Condition:
         inputs = self.model.inputs(
             self.values[item : item + 1][0], self.coarse.time[item], int(self.coarse.lead[item]), self.stats
         )
-        return self.model.condition(inputs, self.settings.patch)
+        return self.model.condition(inputs, self.settings.patch, mean)
 
     def _sample(self, condition, item: int, members: np.ndarray) -> np.ndarray:
         s, coarse, time = self.settings, self.coarse, self.coarse.time[item]
@@ -479,9 +493,9 @@ def _stream(job: _Job, describe: _Description, digest: str, to, *, resume: bool,
     return xr.open_zarr(to)
 
 
-def _stats_of(source: xr.Dataset, model: Downscaler, report: Report) -> Stats:
+def _stats_of(source: xr.Dataset, model: Downscaler, report: Report, rh_phase: str | None) -> Stats:
     """Mean and standard deviation of the fields of another system, on the fine grid."""
-    past = Coarse.of(source, model.coarse.schema, report, "source")
+    past = Coarse.of(source, model.coarse.schema, report, "source", rh_phase=rh_phase)
     past = None if past is None else past.on(model.coarse.grid, report, "source")
     report.raise_errors("nothing was downscaled")
     past = cast("Coarse", past)

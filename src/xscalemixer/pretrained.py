@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
 import os
@@ -33,13 +34,16 @@ _lock = threading.Lock()
 
 
 def models() -> dict[str, str]:
-    """Names of the models that can be loaded, each with the first line of its card."""
+    """Names of the models that can be loaded, each with the first line of its card.
+
+    Those that can be downloaded are among them where ``XSCALEMIXER_BASE_URL`` is set, see `fetch`.
+    """
     found: dict[str, str] = {}
     for root in _roots():
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             if (folder / CHECKSUMS).is_file():
                 found.setdefault(folder.name, _headline(folder))
-    for name in _registry():
+    for name in _registry() if os.environ.get("XSCALEMIXER_BASE_URL") else ():
         found.setdefault(name, "to be downloaded on first use")
     return found
 
@@ -82,6 +86,7 @@ def save(model: Model, path: str | os.PathLike, *, card: str = "", overwrite: bo
     Parameters
     ----------
     model : Model
+        Its ``sha256`` becomes that of the file, unless ``half``.
     path : path
         The folder; its last part becomes the name of the saved model.
     card : str
@@ -111,16 +116,23 @@ def save(model: Model, path: str | os.PathLike, *, card: str = "", overwrite: bo
         (draft / "model.json").write_text(json.dumps({**model.to_dict(), "name": target.name}, indent=1) + "\n", encoding="utf-8")
         (draft / "CARD.md").write_text(card or _plain_card(model), encoding="utf-8")
         (draft / CHECKSUMS).write_text("".join(f"{sha256(draft / name)}  {name}\n" for name in FILES), encoding="utf-8")
+        digest = sha256(draft / "weights.safetensors")
         draft.chmod(0o755)  # temporary folders and safetensors files are private
         (draft / "weights.safetensors").chmod(0o644)
         if target.exists():
             old = target.replace(draft.with_name(draft.name + "-old"))  # kept until the new one is in place
-            draft.replace(target)
+            try:
+                draft.replace(target)
+            finally:
+                if not target.exists():
+                    old.replace(target)
             shutil.rmtree(old)
         else:
             draft.replace(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    if not half:  # else the model in hand has other weights than the file
+        model.sha256 = digest
 
 
 def verify(folder: Path) -> dict[str, str]:
@@ -223,10 +235,11 @@ def _folder(name: str | os.PathLike) -> Path:
             return root / path.name
     if plain and path.name in _registry():
         return fetch(path.name)
-    known = ", ".join(models()) or "none"
-    raise CheckpointError(
-        f"there is no model {str(name)!r}", [f"known models: {known}. Type xsm.models(), or give the path of a model folder"]
-    )
+    known = models()
+    near = difflib.get_close_matches(path.name, known, 1)
+    is_it = f"Is it {near[0]!r}? " if near else ""
+    fix = f"{is_it}Known models: {', '.join(known) or 'none'}. Type xsm.models(), or give the path of a model folder"
+    raise CheckpointError(f"there is no model {str(name)!r}", [fix])
 
 
 def _registry() -> dict[str, dict[str, str]]:

@@ -38,7 +38,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-HORIZON = 48  # hours; the shipped model was verified up to here, on its twin world
+HORIZON = 48  # hours; the forecasts of the shipped models were verified up to here, on their twin world
 FILES = (".nc", ".nc4", ".cdf", ".h5", ".hdf5", ".grib", ".grib2", ".grb", ".grb2", ".zip")  # endings that no Zarr folder has
 
 
@@ -87,7 +87,7 @@ def horizon(hours) -> int:
     """Hours of a forecast, see `xscalemixer.conform.whole_hours`; beyond what was verified, the log says so."""
     number = whole_hours(hours)
     if number > HORIZON:
-        log.warning("hours=%s goes beyond the %s hours up to which the shipped model was verified", hours, HORIZON)
+        log.warning("hours=%s: no model here was verified beyond %s h", hours, HORIZON)
     return number
 
 
@@ -155,11 +155,12 @@ def provenance(model: ForecastModel, start: Start, report: Report, hours: int) -
 
 def made_by(model: Model, input_sha256: str, report: Report) -> dict:
     """Global attributes of whatever a model makes: weights, input, machine, and every assumption."""
+    weights = model.sha256 or model.weights_sha256()
     return {
-        "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {model.sha256}",
+        "source": f"xscalemixer {__version__}, model {model.name}, weights sha256 {weights}",
         "references": model.references,
         "model": model.name,
-        "model_sha256": model.sha256,
+        "model_sha256": weights,
         "torch_version": torch.__version__,
         "device": str(model.device),
         "precision": "float32",

@@ -337,7 +337,7 @@ class ResidualDiffusion(_Conditioned):
         residual: Tensor,
         condition: Condition,
         crops: Crops | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         sigma: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Weighted squared errors, at random noise levels.
@@ -349,8 +349,8 @@ class ResidualDiffusion(_Conditioned):
         condition : Condition
         crops : Crops, optional
             Patches to train on; default: the whole domain.
-        generator : torch.Generator, optional
-            On the CPU; without one the noise is drawn by `nn.draws.normal`.
+        generators : sequence of torch.Generator, one per field, optional
+            Of the noise, see `nn.draws.normal`.
         sigma : Tensor, shape (P,), optional
             Noise levels to look at, in place of random ones.
 
@@ -363,12 +363,7 @@ class ResidualDiffusion(_Conditioned):
         """
         crops = crops or Crops.whole(condition.fields)
         clean = _of_patches("residual", residual, condition, crops, self.config.outputs)
-
-        def draw(*shape: int) -> Tensor:
-            if generator is None:
-                return normal(*shape).to(clean)
-            return torch.randn(shape, generator=generator, dtype=clean.dtype).to(clean.device)
-
+        draw = lambda *shape: normal(*shape, generators=generators).to(clean)
         sigma = self.noise_level(draw(clean.shape[0])) if sigma is None else sigma
         denoised = self(clean + sigma[:, None, None, None] * draw(*clean.shape), sigma, condition, crops)
         _, c_out, _, _ = precondition(sigma, self.sigma_data.to(clean.dtype))
@@ -380,10 +375,14 @@ class ResidualDiffusion(_Conditioned):
         return torch.exp(mean + deviation * deviate)
 
     def loss(
-        self, residual: Tensor, condition: Condition, crops: Crops | None = None, generator: torch.Generator | None = None
+        self,
+        residual: Tensor,
+        condition: Condition,
+        crops: Crops | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Mean of `errors`."""
-        return self.errors(residual, condition, crops, generator)[0].mean()
+        return self.errors(residual, condition, crops, generators)[0].mean()
 
     def sample(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,11 +57,11 @@ class Crops(NamedTuple):
         return self.sample[i], slice(None), slice(top, top + height), slice(left, left + width)
 
 
-def random_crops(fields: Tensor, size: tuple[int, int], count: int, generator: torch.Generator | None = None) -> Crops:
+def random_crops(fields: Tensor, size: tuple[int, int], count: int, generators: Sequence[torch.Generator] | None = None) -> Crops:
     """``count`` patches per field (B, C, H, W) at random places.
 
     The middle of a patch is uniform over the field and the patch is then moved inside. Cells at the edge are seen half as
-    often as others, where uniform corners would hardly ever show them. Without a generator they are drawn by
+    often as others, where uniform corners would hardly ever show them. For ``generators``, one per field, see
     `nn.draws.uniform`.
 
     Raises
@@ -74,7 +74,7 @@ def random_crops(fields: Tensor, size: tuple[int, int], count: int, generator: t
         raise InputError(
             "no patches can be cut", [f"patch {size} is larger than the field {(height, width)}; use a smaller patch"]
         )
-    place = uniform(batch * count, 2) if generator is None else torch.rand(batch * count, 2, generator=generator)
+    place = uniform(batch * count, 2, generators=generators)
     middle = place * torch.tensor([height, width])
     first = (middle - torch.tensor(size) / 2).round().long()
     corner = first.clamp(torch.tensor(0), torch.tensor([height - size[0], width - size[1]]))
@@ -201,16 +201,21 @@ def autocorrelation(fields: Tensor) -> Tensor:
     """
     height, width = fields.shape[2:]
     padded = (2 * height, 2 * width)
-    centered = (fields - fields.mean((2, 3), keepdim=True)).double()
     power = lambda x: torch.fft.irfft2(torch.fft.rfft2(x, s=padded).abs().square(), s=padded)
-    pairs = power(torch.ones_like(centered[0, 0])).round()
-    covariance = power(centered).mean(0) / pairs.clamp(min=1.0)
+    pairs = power(fields.new_ones(height, width, dtype=torch.float64)).round().clamp(min=1.0)
     lags = [torch.fft.fftfreq(n, 1.0 / n, device=fields.device) for n in padded]
     distance = torch.hypot(lags[0][:, None], lags[1]).round().long()
     reach = min(height, width) // 2 + 1
     inside = distance < reach
-    total = centered.new_zeros(fields.shape[1], reach).index_add(1, distance[inside], covariance[:, inside])
-    mean = total / torch.bincount(distance[inside], minlength=reach)
+    distance, count = distance[inside], torch.bincount(distance[inside], minlength=reach)
+
+    def by_distance(channel: Tensor) -> Tensor:  # (B, H, W) -> (R,)
+        centered = (channel - channel.mean((1, 2), keepdim=True)).double()
+        covariance = (power(centered).mean(0) / pairs)[inside]
+        return covariance.new_zeros(reach).index_add(0, distance, covariance) / count
+
+    # one by one: in double precision and with zeros around it a channel takes eight times its memory
+    mean = torch.stack([by_distance(channel) for channel in fields.unbind(1)])
     return mean / mean[:, :1]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xscalemixer.nn.blocks import require_shape
+from xscalemixer.nn.draws import dropout
 from xscalemixer.nn.patch import pad_field
 from xscalemixer.nn.settings import Settings
 
@@ -160,7 +161,7 @@ class Block(nn.Module):
         self.norms = nn.ModuleList([_norm(inputs), _norm(outputs)])
         self.convs = nn.ModuleList([_conv(inputs, outputs, 3), _conv(outputs, outputs, 3, gain=1e-5)])
         self.shift = _linear(4 * config.width, outputs) if embedding else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.skip = _conv(inputs, outputs, 1) if inputs != outputs or resample else nn.Identity()
         self.attention = SelfAttention(outputs, config.heads) if attention else None
 
@@ -170,7 +171,8 @@ class Block(nn.Module):
         h = self.convs[0](resample(functional.silu(self.norms[0](x))))
         if self.shift is not None:
             h = h + self.shift(embedding)[:, :, None, None]
-        h = self.convs[1](self.dropout(functional.silu(self.norms[1](h))))
+        h = functional.silu(self.norms[1](h))
+        h = self.convs[1](dropout(h, self.dropout) if self.training and self.dropout else h)
         x = _join(self.skip(resample(x)), h)
         return x if self.attention is None else _join(x, self.attention(x))
 

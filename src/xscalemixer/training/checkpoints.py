@@ -92,12 +92,14 @@ class Checkpoints:
 
     def __init__(self, folder: Path, run: Mapping[str, Any]):
         self.folder, self.run = folder, dict(run)
+        self._good: set[Path] = set()  # best weights that this process has written, or read and found whole
 
     def save(self, update: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
         """Write the state after an update, and the best weights (``state["best"]`` is their update) if they are new."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (target := self._file("best", state["best"])).exists():
+        if (target := self._file("best", state["best"])) not in self._good:
             write_tensors(target, best, {"crc32": _checksum(best)})
+            self._good.add(target)
         about = {"run": json.dumps(self.run), "state": json.dumps(state), "crc32": _checksum(tensors)}
         write_tensors(self._file("update", update), tensors, about)
         self._tidy()
@@ -105,21 +107,30 @@ class Checkpoints:
     def latest(self) -> int:
         """Update of the newest checkpoint that can be read with its best weights; 0 if there is none.
 
+        Those that are passed over are removed: their numbers would make them newer than what comes next.
+
         Raises
         ------
         InputError
             If it belongs to another run.
         """
+        found, useless = 0, []
         for path in reversed(self._updates()):
             try:
                 about = _header(path)
-                _read(path), _read(self._file("best", json.loads(about["state"])["best"]))
+                best = self._file("best", json.loads(about["state"])["best"])
+                _read(path), _read(best)
             except CheckpointError as error:
                 log.warning("%s", error)
+                useless.append(path)
                 continue
             require_same_run(json.loads(about["run"]), self.run, self.folder.parent)
-            return int(path.stem.split("-")[1])
-        return 0
+            self._good.add(best)
+            found = int(path.stem.split("-")[1])
+            break
+        for path in useless:
+            path.unlink()
+        return found
 
     def load(self, update: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor]]:
         """Tensors, state and best weights as they were saved."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
@@ -68,7 +68,7 @@ class Stage:
         Let no gradient pass from one step of a roll-out to the step before.
     per_pass : int, optional
         Samples per forward and backward pass of one device; gradients are accumulated over the passes of an update. By
-        default all of the device. It changes memory and speed only.
+        default all of the device. It changes memory and speed only, but for Met2Net, whose batch norms see one pass.
     recompute : bool
         Keep only the tokens between groups of layers for the backward pass, and compute the rest twice (activation
         checkpointing). It changes memory and speed only.
@@ -94,7 +94,9 @@ class Stage:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"kind={self.kind!r}; choose one of {', '.join(map(repr, KINDS))}")
+            near = difflib.get_close_matches(str(self.kind), KINDS, 1)
+            found = f"kind={self.kind!r}; choose one of {', '.join(map(repr, KINDS))}{_is_it(near)}"
+            raise InputError("there is no such stage", [found])
 
     @property
     def label(self) -> str:
@@ -263,13 +265,13 @@ class CorrDiffConfig(TrainConfig):
     idle = ("variables", "global_variables", "global_levels", "first_guess")
 
 
-_CONFIGS = {"coupled": TrainConfig, "regional": Met2NetTrainConfig, "corrdiff": CorrDiffConfig}  # by the kind of the model
+_CONFIGS = {"scalemixer": TrainConfig, "met2net": Met2NetTrainConfig, "corrdiff": CorrDiffConfig}  # by the network
 
 
 def config_of(data: Mapping[str, Any]) -> TrainConfig:
-    """Settings of any kind from plain data: ``"kind"`` tells which, without it "coupled"; the rest is as for ``from_dict``.
+    """Settings of any kind from plain data: ``"kind"`` tells which, without it "scalemixer"; the rest is as for ``from_dict``.
 
-    >>> config_of({"kind": "regional", "name": "davos", "train": [["2020-01-01", "2020-10-01"]]}).size
+    >>> config_of({"kind": "met2net", "name": "davos", "train": [["2020-01-01", "2020-10-01"]]}).size
     'weatherbench'
 
     Raises
@@ -278,7 +280,7 @@ def config_of(data: Mapping[str, Any]) -> TrainConfig:
         With every key that is unknown or missing and every value of a wrong type.
     """
     settings = dict(data)
-    kind = settings.pop("kind", "coupled")
+    kind = settings.pop("kind", "scalemixer")
     known = " or ".join(f'"{each}" ({each_config.__name__})' for each, each_config in _CONFIGS.items())
     if not isinstance(kind, str) or kind not in _CONFIGS:
         near = difflib.get_close_matches(str(kind), _CONFIGS, 1)
@@ -399,6 +401,29 @@ def schema_of(prefix: str, variables: tuple[str, ...], levels: tuple[int, ...], 
     return Schema.of(*variables, levels=levels)
 
 
+_FROM_ONE = (lambda value: value >= 1, "1 or more", "1")
+_FROM_ZERO = (lambda value: 0 <= value < np.inf, "0 or more", "0")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str, str]] = {  # of settings and stages: what holds, in words, an example
+    **dict.fromkeys(("updates", "batch", "steps", "patience", "per_pass", "check_every"), _FROM_ONE),
+    **dict.fromkeys(("seed", "warmup", "weight_decay", "season_shift", "global_weight"), _FROM_ZERO),
+    "clip": (lambda value: value > 0, "more than 0", "1.0"),
+    "ema": (lambda value: 0 <= value < 1, "0 or more and less than 1", "0.998"),
+    "betas": (lambda pair: [0 <= each < 1 for each in pair] == [True, True], "two of 0 or more and less than 1", "(0.9, 0.95)"),
+}
+
+
+def _out_of_range(settings: TrainConfig | Stage) -> Iterator[tuple[str, Any, str, str]]:
+    """Name and value of what cannot work, what is needed, and what to type."""
+    for each in (each for each in fields(settings) if each.name in _RANGES):
+        (holds, needed, example), value = _RANGES[each.name], getattr(settings, each.name)
+        try:
+            fits = holds(value) if value is not None else each.default is None
+        except TypeError:
+            fits = False
+        if not fits:
+            yield each.name, value, needed, f"{each.name}={example}"
+
+
 def check_settings(config: TrainConfig, report: Report) -> None:
     """Whatever is wrong whichever data there are."""
     for name, choices in (("size", config.sizes), ("precision", PRECISIONS), ("first_guess", GUESSES)):
@@ -411,10 +436,8 @@ def check_settings(config: TrainConfig, report: Report) -> None:
     _check_periods(config, report)
     if unknown := [part for part in config.calendar if part not in ("hour", "day")]:
         report.error("calendar", f"unknown parts {unknown}", '"hour" and "day", or one of them', kind=InputError)
-    if not 0 <= config.ema < 1:
-        report.error("ema", str(config.ema), "0 or more and less than 1", "ema=0.998", kind=InputError)
-    if config.check_every < 1:
-        report.error("check_every", str(config.check_every), "at least 1 update", "check_every=200", kind=InputError)
+    for name, value, needed, fix in _out_of_range(config):
+        report.error(name, f"{value}", needed, fix, kind=InputError)
     if not config.stages:
         fix = f'stages=(xsm.Stage(kind="{config.kinds[0]}", updates=1000), ...)'
         report.error("stages", "none", "at least one", fix, kind=InputError)
@@ -449,9 +472,8 @@ def _purpose(name: str) -> str:
 
 
 def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple[Stage, ...], report: Report) -> None:
-    for name in ("updates", "batch", "steps", "patience", "per_pass"):
-        if (value := getattr(stage, name)) is not None and value < 1:
-            report.error(subject, f"{name}={value}", "1 or more", f"Stage(kind={stage.kind!r}, {name}=1, ...)", kind=InputError)
+    for name, value, range_, fix in _out_of_range(stage):
+        report.error(subject, f"{name}={value}", range_, fix, kind=InputError)
     if stage.kind not in config.kinds:
         needed = ", ".join(f'"{kind}"' for kind in config.kinds)
         report.error(subject, f"a stage of another network than {type(config).__name__} trains", needed, kind=InputError)
@@ -465,5 +487,3 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
         needed |= dict.fromkeys(("steps", "season_shift", "recompute", "cache"), "a stage of a coupled model")
     for name in (name for name in needed if getattr(stage, name) != getattr(Stage, name)):
         report.error(subject, f"{name}={getattr(stage, name)}", needed[name], f"Leave {name}= out", kind=InputError)
-    if not 0 <= stage.global_weight < np.inf:
-        report.error(subject, f"global_weight={stage.global_weight}", "0 or more", "global_weight=10", kind=InputError)

@@ -32,6 +32,7 @@ from xscalemixer.state import STATICS, statics_of
 from xscalemixer.training.config import CorrDiffConfig, Periods, are_periods, check_settings
 from xscalemixer.training.data import check_skip, digest_of, grid_digest, groups_of, read_source, too_large, warn_of_chunks
 from xscalemixer.training.objectives import Losses
+from xscalemixer.training.ranks import Ranks
 from xscalemixer.variables import Schema
 
 __all__ = ["CoarseToFine", "DiffusionObjective", "PairData", "PairSamples", "Pairs", "RegressionObjective"]
@@ -245,28 +246,36 @@ class PairData:
         """Normalized pairs within the periods."""
         return PairSamples(self.pairs, model, self.pairs.within(periods))
 
-    def measure_residual(self, model: Downscaler, periods: Periods) -> None:
-        """Scale of the residual of each channel, and the size of patches that it suggests, on samples of these periods."""
+    def measure_residual(self, model: Downscaler, periods: Periods, group: Ranks) -> None:
+        """Scale of the residual of each channel, and the size of patches that it suggests, on samples of these periods.
+
+        On the device; each process measures its share. One sample suggests the patches, the same one in every process.
+        """
         samples = self.samples(model, periods)
-        chosen = np.unique(np.linspace(0, len(samples) - 1, min(_MEASURED, len(samples))).round().astype(int))
-        square, residuals = torch.zeros(len(self.fine.schema), dtype=torch.float64), list[Tensor]()
-        for number in chosen.tolist():
-            sample = samples[number]
-            mean = model.condition(Inputs(sample["fields"], sample["scalars"])).mean
-            residual = sample["target"][None] - cast("Tensor", mean)
-            square = square + residual.double().square().mean((0, 2, 3)) / len(chosen)
-            residuals += [residual] if len(residuals) < 8 else []
-        std = square.sqrt().float()[:, None, None]
+        chosen = np.unique(np.linspace(0, len(samples) - 1, min(_MEASURED, len(samples))).round().astype(int)).tolist()
+        model.to(group.device)
+        square = torch.zeros(len(self.fine.schema), dtype=torch.float64, device=group.device)
+        for number in chosen[group.rank :: group.count]:
+            square += _residual(model, samples[number]).double().square().mean((0, 2, 3)) / len(chosen)
+        first = _residual(model, samples[chosen[0]])
+        model.to("cpu")
+        std = group.total(square).sqrt().float().cpu()[:, None, None]
         model.network.residual_scale.copy_(std / model.network.diffusion.sigma_data)
         physical = (std * model.scale_fine.std).flatten().tolist()
         about: dict[str, Any] = {"std": dict(zip(self.fine.schema.channels, (float(f"{x:.4g}") for x in physical), strict=True))}
         try:
-            about["suggested_patch"] = suggest_patch(torch.cat(residuals), multiple=model.network.config.diffusion.multiple)
+            about["suggested_patch"] = suggest_patch(first, multiple=model.network.config.diffusion.multiple)
         except InputError as error:
             about["suggested_patch"] = None
             log.info("no size of patches is suggested: %s", "; ".join(error.problems))
         log.info("residual of the regression: %s", about)
         model.about["residual"] = about
+
+
+def _residual(model: Downscaler, sample: Mapping[str, Tensor]) -> Tensor:
+    """Truth less regression, normalized, (1, C', H, W) on the device of the model."""
+    mean = cast("Tensor", model.condition(Inputs(sample["fields"], sample["scalars"])).mean)
+    return sample["target"][None].to(mean) - mean
 
 
 @dataclass(frozen=True)
@@ -434,13 +443,13 @@ class _Objective(nn.Module):
         """Patches of a batch: at random while training, always the same ones in validation."""
         if self.patch is None:
             return Crops.whole(batch["target"])
-        generator = None if self.training else self.generator(batch)
-        return random_crops(batch["target"], self.patch, self.patches, generator)
+        generators = None if self.training else self.generators(batch)
+        return random_crops(batch["target"], self.patch, self.patches, generators)
 
     @staticmethod
-    def generator(batch: Mapping[str, Tensor]) -> torch.Generator:
-        """Random numbers that belong to the samples of a batch."""
-        return torch.Generator().manual_seed(int(batch["number"][0]))
+    def generators(batch: Mapping[str, Tensor]) -> list[torch.Generator]:
+        """Random numbers of each sample, whatever the batch that it comes in."""
+        return [torch.Generator().manual_seed(number) for number in batch["number"].tolist()]
 
 
 class RegressionObjective(_Objective):
@@ -489,7 +498,7 @@ class DiffusionObjective(_Objective):
         levels, parts = [], {}
         for deviate in _LEVELS:
             sigma = diffusion.noise_level(residual.new_full((len(crops.sample),), deviate))
-            errors, _ = diffusion.errors(residual, condition, crops, self.generator(batch), sigma)
+            errors, _ = diffusion.errors(residual, condition, crops, self.generators(batch), sigma)
             parts[f"noise_{float(sigma[0]):.2g}"] = errors.mean()
             levels.append(errors.mean(0))
         total = torch.stack(levels).mean(0)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from xscalemixer.conform import conform
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid, grid_of
+from xscalemixer.model import Model
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig
@@ -39,6 +41,7 @@ __all__ = [
     "TrainingData",
     "check_count",
     "check_skip",
+    "check_unseen",
     "digest_of",
     "grid_digest",
     "groups_of",
@@ -135,6 +138,11 @@ class AroundGlobal(FromScratch):
             raise ValueError(f"its {', '.join(different)} differ")
         return settings
 
+    def collect(self, config: TrainConfig, tree: xr.DataTree, *, report: Report, **how) -> TrainingData:
+        """The data, checked and surveyed; periods that the global network has seen go to the report."""
+        check_unseen(self.base, config.test, config.validation, "outer", self.base.outer.grid, report)
+        return super().collect(config, tree, report=report, **how)
+
     def schema(self, name: str, report: Report) -> Schema | None:
         """That of the global network, and the configured variables of the region."""
         return self.base.outer.schema if name == "outer" else super().schema(name, report)
@@ -146,6 +154,7 @@ class AroundGlobal(FromScratch):
     def fresh(self, data: TrainingData) -> Forecaster:
         """A model to train around the weights of the global network, whose layers may be grouped otherwise."""
         model = super().fresh(data)
+        model.about["trained_on"] = list(self.base.about.get("trained_on", ()))
         values = list(self.base.network.outer.parameters())
         with torch.no_grad():
             for parameter, value in zip(model.network.outer.parameters(), values, strict=True):
@@ -485,6 +494,42 @@ def check_count(name: str, count: int, stage: Stage, hours: int, min_samples: in
         report.error(name, found, f"at least {needed} samples", fix, kind=TimeError)
     elif (times := stage.updates * stage.batch / count) > 1000:
         report.warn(name, f"{count} samples, and stage {stage.label} sees each of them {times:.0f} times")
+
+
+def check_unseen(base: Model, test: Periods, validation: Periods, branch: str, grid: Any, report: Report) -> None:
+    """Periods that a model has been trained on or chosen by: a verdict there would be none, and a choice a poor one.
+
+    Parameters
+    ----------
+    base : Model
+        What a run starts from.
+    test, validation : periods
+        Of the run.
+    branch : "outer" or "inner"
+        The part that meets ``grid``: on the same grid a test is refused, on another one it is told.
+    grid : Grid or None
+    report : Report
+    """
+    known, place = base.about.get("trained_on", ()), {"inner": "in {} region", "outer": "on {} global grid"}[branch]
+    if test and not known:
+        report.warn("test", f"nothing tells on which times {base.name!r} was trained; needed others than these")
+    for row, (name, wanted) in product(known, (("test", test), ("validation", validation))):
+        here = isinstance(grid, Grid) and row.get(f"{branch} grid") == grid_digest(grid)
+        where = place.format("this") if here else f"{place.format('another')}; the weather of a time is everywhere"
+        for part, verb in (("train", "trained on"), ("validation", "been chosen by")):
+            shared = _shared(row.get(part, ()), wanted) if are_periods(wanted) else []
+            found = f"{base.name!r} has {verb} {', '.join(f'{start} to {end}' for start, end in shared)}, {where}"
+            if shared and name == "test" and here:
+                report.error(name, found, "other times", "Choose other test=", kind=TimeError)
+            elif shared and (name == "test" or part == "train"):
+                report.warn(name, found)
+
+
+def _shared(pieces: Iterable, others: Periods) -> list[tuple]:
+    """Times that periods have in common with others."""
+    ends = [[tuple(map(np.datetime64, period)) for period in periods] for periods in (pieces, others)]
+    pairs = [(max(start, begin), min(end, finish)) for start, end in ends[0] for begin, finish in ends[1]]
+    return [(start, end) for start, end in pairs if start < end]
 
 
 def _check_caches(config: TrainConfig, network: ScaleMixerConfig, report: Report) -> None:

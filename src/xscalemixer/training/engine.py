@@ -373,6 +373,8 @@ class _Run:
         now, progress = clock.perf_counter(), self.progress
         self._warn_of_gradients(max(progress.norms, default=0.0))
         waiting = {"waiting": self.feed.waited / (now - self.lap)} if progress.update else {}
+        # running statistics are each process's own; one model is to be judged and kept
+        self.ranks.share(buffer for buffer in self.worker.buffers() if buffer.is_floating_point())
         with self.average.standing_in(self.trained):
             found = self._check()
             self._require_finite("validation loss", found["validation"])

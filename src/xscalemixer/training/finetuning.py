@@ -17,18 +17,19 @@ import xarray as xr
 from xscalemixer.conform import absent, on_canonical_axes, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Forecaster
-from xscalemixer.grids import Grid, grid_of
+from xscalemixer.grids import grid_of
 from xscalemixer.model import Model
 from xscalemixer.nn.lowrank import add_low_rank, merge_low_rank
 from xscalemixer.regional import RegionalForecaster
 from xscalemixer.report import Report
 from xscalemixer.running import model_of
-from xscalemixer.state import GROUPS, HOUR
+from xscalemixer.state import GROUPS, HOUR, HOURS
 from xscalemixer.training.adapting import Adaptation, HourlyAdaptation
 from xscalemixer.training.config import Periods, Stage, are_periods
-from xscalemixer.training.data import grid_digest
+from xscalemixer.training.data import check_unseen
 from xscalemixer.training.estimating import Estimate, estimate, free_memory
 from xscalemixer.training.protocol import Run, Way, objective_of, run
+from xscalemixer.training.ranks import process_count
 from xscalemixer.variables import Schema
 
 __all__ = ["finetune"]
@@ -132,14 +133,14 @@ def finetune(
     if train is None or validation is None:
         train, validation = _split(times, test, report, contract.shortest)
         log.info("train=%s, validation=%s", train, validation)
-    _check_test(contract.base, test, _grid(groups["inner"]), report)
+    check_unseen(contract.base, test, validation, "inner", _grid(groups["inner"]), report)
     if stages is None:
         driver = _grid(groups["outer"]) if "outer" in groups else None
         rates = {each: contract.rates[each] for each in contract.kinds(driver)}
         passes = epochs if _is_epochs(epochs) else 1  # said already; look on for other problems
         more = {"per_pass": per_pass, "recompute": recompute}
         count = lambda periods, steps: _count(contract, times, periods, steps)
-        stages = _default_stages(rates, count, train, validation, passes, more, min_samples)
+        stages = _default_stages(rates, count, train, validation, passes, more, min_samples, process_count())
     config = contract.config(
         name=f"{contract.base.name}-finetuned",
         train=train,
@@ -300,8 +301,10 @@ def _split(
     InputError
         With all problems so far, if that leaves nothing to train on.
     """
-    first = max(found[0] for found in times.values()) - HOUR  # starts are exclusive
-    span = [(min(first, times["inner"][0] - HOUR), min(found[-1] for found in times.values()))]
+    begin = times["inner"][0]
+    if "outer" in times:
+        begin = max(begin, times["outer"][0] - (HOURS - 1) * HOUR)  # the hours up to the first global time
+    span = [(begin - HOUR, min(found[-1] for found in times.values()))]  # starts are exclusive
     pieces = _minus(span, [tuple(np.datetime64(date, "ns") for date in period) for period in test] if are_periods(test) else [])
     total = sum((end - start for start, end in pieces), np.timedelta64(0, "ns"))
     last = max(total // 5, shortest)
@@ -332,32 +335,6 @@ def _within(pieces: list[tuple], low: np.timedelta64, high: np.timedelta64) -> P
     return tuple(rows)
 
 
-def _check_test(base: Model, test: Periods, region, report: Report) -> None:
-    """A verdict on times that the model has seen would be none."""
-    known = base.about.get("trained_on", ())
-    if test and not known:
-        report.warn("test", f"nothing tells on which times {base.name!r} was trained; needed others than these")
-    if not are_periods(test):
-        return
-    for row in known:
-        for name in ("train", "validation"):
-            shared = [span for period in row[name] for span in _shared([tuple(map(np.datetime64, period))], test)]
-            if not shared:
-                continue
-            seen = ", ".join(f"{start} to {end}" for start, end in shared)
-            found = f"{base.name!r} has {'trained on' if name == 'train' else 'been chosen by'} {seen}"
-            if isinstance(region, Grid) and row.get("inner grid") == grid_digest(region):
-                report.error("test", f"{found}, in this region", "other times", "Choose other test=", kind=TimeError)
-            else:
-                report.warn("test", f"{found}, in another region; the weather of a time is everywhere")
-
-
-def _shared(pieces: list[tuple], others: Periods) -> list[tuple]:
-    """Times that periods share with others."""
-    pairs = [(max(start, np.datetime64(a)), min(end, np.datetime64(b))) for start, end in pieces for a, b in others]
-    return [(start, end) for start, end in pairs if start < end]
-
-
 def _grid(ds: xr.Dataset):
     """The grid of a dataset; None where it has none, which training data are checked for."""
     try:
@@ -377,15 +354,19 @@ def _default_stages(
     epochs: float,
     more: dict[str, Any],
     fewest: int = 1,
+    processes: int = 1,
 ) -> tuple[Stage, ...]:
-    """One stage of each kind, with epochs as updates; a roll-out if there are enough samples of that length."""
+    """One stage of each kind, with epochs as updates; a roll-out if there are enough samples of that length.
+
+    Each process has the same share of a batch.
+    """
     stages = []
     for kind, rate in rates.items():
         steps = 2 if kind == "rollout" else 1
         samples = count(train, steps)
         if kind == "rollout" and (samples < max(1, fewest) or not count(validation or train, steps)):
             continue
-        batch = min(_BATCH // steps, max(1, samples))
+        batch = -(-min(_BATCH // steps, max(1, samples)) // processes) * processes
         updates = max(1, math.ceil(epochs * (0.2 if kind == "rollout" else 1) * samples / batch))
         settings = more if kind != "cold_start" else {**more, "recompute": False}
         stages.append(Stage(kind=kind, updates=updates, batch=batch, peak=rate, steps=steps, **settings))

@@ -103,7 +103,8 @@ class CoupledObjective(_NetworkObjective):
             if self.error is not None:
                 value = value + self.global_weight * self.error(outer, batch["outer"][:, i + 1]) / steps
             predicted.append(inner.detach())
-            entropies += [relative_entropy(keys.scores.detach()) for keys in result.keys]
+            for mixer, keys in zip(self.network.mixers, result.keys, strict=True):
+                entropies.append(relative_entropy(keys.scores.detach(), mixer.sampler.domain_size))
             if self.detach:
                 outer, inner = outer.detach(), inner.detach()
         error = (torch.cat(predicted, 1) - batch["inner"][:, HOURS:]).abs().mean((0, 1, 3, 4))
@@ -113,9 +114,9 @@ class CoupledObjective(_NetworkObjective):
         return value, parts
 
 
-def relative_entropy(scores: Tensor) -> Tensor:
-    """Entropy of distributions over tokens by that of the uniform one, mean over the batch: (B, N) -> ()."""
-    return -torch.xlogy(scores, scores).sum(-1).mean() / math.log(scores.shape[-1])
+def relative_entropy(scores: Tensor, size: int) -> Tensor:
+    """Entropy of distributions over that of the uniform one on ``size`` tokens, mean over the batch: (B, N) -> ()."""
+    return -torch.xlogy(scores, scores).sum(-1).mean() / math.log(max(size, 2))
 
 
 class ColdStartObjective(_NetworkObjective):

@@ -109,7 +109,12 @@ def train(
 
 def _contract(config: TrainConfig, outer) -> tuple[Any, dict[str, str]]:
     """What a class of settings trains, and what tells its start apart."""
-    scratch = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone, CorrDiffConfig: CoarseToFine}[type(config)]
+    kinds = {TrainConfig: FromScratch, Met2NetTrainConfig: RegionAlone, CorrDiffConfig: CoarseToFine}
+    if type(config) not in kinds:
+        needed = f"needed a {', a '.join(kind.__name__ for kind in kinds)}"
+        fix = "from plain data: xsm.TrainConfig.from_dict(...)"
+        raise InputError("nothing was trained", [f"the settings are a {type(config).__name__}; {needed}; {fix}"])
+    scratch = kinds[type(config)]
     if outer is None:
         return scratch(config), {}
     if scratch is not FromScratch:
@@ -235,6 +240,8 @@ class Run:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
+        if stage.kind == "diffusion":
+            self.data.measure_residual(model, config.periods_of(stage)[0], self.group)
         objective, samples = objective_of(stage, config, self.data, model)
         sets: list[Any] = [samples(periods) for periods in config.periods_of(stage)]
         if stage.cache:
@@ -336,7 +343,6 @@ def objective_of(stage: Stage, config: TrainConfig, data: Any, model: Any) -> tu
         case "regression":
             return RegressionObjective(model, config), lambda periods: data.samples(model, periods)
         case "diffusion":
-            data.measure_residual(model, config.periods_of(stage)[0])
             return DiffusionObjective(model, config), lambda periods: data.samples(model, periods)
         case _:
             objective = Met2NetStage(model.network, stage.kind, model.inner.schema.channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from xscalemixer.errors import InputError
 from xscalemixer.nn.blocks import Group
 from xscalemixer.nn.scalemixer import ScaleMixer
 
-__all__ = ["Ranks", "like", "ranks", "whole"]
+__all__ = ["Ranks", "like", "process_count", "ranks", "whole"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Ranks:
         if self.count > 1:
             dist.broadcast(value, 0)
         return int(value)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the values that the first one has, in place."""
+        for tensor in tensors if self.count > 1 else ():
+            dist.broadcast(tensor, 0)
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -108,8 +113,8 @@ def ranks(device: str | None = None, *, sharded: bool = False) -> Iterator[Ranks
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind not in ("cuda", "cpu") or (kind == "cuda" and not torch.cuda.is_available()):
         raise InputError(f"device {kind!r} cannot be trained on", ['needed "cpu", or "cuda" where torch finds a CUDA device'])
-    joined = dist.is_available() and dist.is_initialized()
-    started = not joined and "TORCHELASTIC_RUN_ID" in os.environ
+    joined = _is_joined()
+    started = not joined and _is_started()
     if started:
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     if sharded and not (joined or started):
@@ -122,6 +127,22 @@ def ranks(device: str | None = None, *, sharded: bool = False) -> Iterator[Ranks
     finally:
         if started:
             dist.destroy_process_group()
+
+
+def process_count() -> int:
+    """Processes that `ranks` joins, or has joined."""
+    if _is_joined():
+        return dist.get_world_size()
+    return int(os.environ["WORLD_SIZE"]) if _is_started() else 1
+
+
+def _is_joined() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _is_started() -> bool:
+    """True in a process of torchrun."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def whole(tensor: Tensor) -> Tensor:
