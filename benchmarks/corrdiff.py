@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from common import heads, markdown, unit
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -25,7 +26,6 @@ from xscalemixer.verification import power_spectrum, quantiles, rank_histogram
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, folder_of, options_of, trained
 
-UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 PAPER = {"radar": 0.69, "t2m": 0.58, "u10": 0.64, "v10": 0.62}  # CRPS over MAE, arXiv 2309.15214
 MEMBERS = {"smoke": 2, "cpu": 16, "gpu": 32}
 TAIL = 0.999
@@ -91,11 +91,11 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
         metrics = ["mae", "crps", "spread_skill"] if ensemble else ["mae"]
         found = xsm.score(ds, truth, variables=shown, metrics=metrics, by=("variable",), draws=1)
         for v in shown:
-            scale = UNITS.get(v, ("m/s", 1))[1]
+            scale = unit(v)[1]
             mae = float(found[v].sel(metric="mae")) * scale
             crps = float(found[v].sel(metric="crps")) * scale if ensemble else mae
             rows[name][v] = (mae, crps, float(found[v].sel(metric="spread_skill")) if ensemble else np.nan)
-    names = [f"{v} ({UNITS.get(v, ('m/s', 1))[0]})" for v in OUTPUTS]
+    names = heads(OUTPUTS)
     parts = []
     for title, i in (("MAE (of the ensemble mean)", 0), ("CRPS", 1), ("spread / error", 2)):
         lines = [[title, *names]]
@@ -111,7 +111,7 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     if "lead_time" in systems["CorrDiff"].dims and systems["CorrDiff"].sizes["lead_time"] > 1:
         leads = xsm.score(systems["CorrDiff"], truth, variables=OUTPUTS, metrics=["spread", "crps", "spread_skill"], draws=1)
         lines = [["spread by lead time", *(f"{h} h" for h in leads["lead_time"].values)]]
-        lines += [[v, *(f"{x:.3g}" for x in leads[v].sel(metric="spread").values * UNITS.get(v, ("", 1))[1])] for v in OUTPUTS]
+        lines += [[v, *(f"{x:.3g}" for x in leads[v].sel(metric="spread").values * unit(v)[1])] for v in OUTPUTS]
         parts.append(markdown(lines))
     return "\n\n".join(parts)
 
@@ -165,12 +165,6 @@ def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path) -> 
         folder / "spectra.nc"
     )
     return markdown(lines)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table, the first row as its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def main() -> None:

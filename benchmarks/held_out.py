@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from common import heads, markdown, unit
 
 import xscalemixer as xsm
 
@@ -23,7 +24,6 @@ from train_twin_ea import TEST, TRAIN, read_twin_world
 HOURS = 48
 HOUR = np.timedelta64(1, "h")
 VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
-UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 REFERENCE = "24 h persistence"
 
 
@@ -57,14 +57,12 @@ def scores(tree: xr.DataTree, model: str) -> xr.Dataset:
 def table(sc: xr.Dataset) -> str:
     """Markdown: RMSE at 6 h and mean over 1-48 h for every variable and system."""
     systems = sc["model"].values.tolist()
-    heads = [f"{name}, {span}" for span in ("6 h", "1-48 h") for name in systems]
-    lines = ["| variable | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for name in VARIABLES:
-        unit, scale = UNITS.get(name, ("m/s", 1))
-        rmse = sc[name].sel(metric="rmse") * scale
+    rows = [["variable", *(f"{name}, {span}" for span in ("6 h", "1-48 h") for name in systems)]]
+    for name, head in zip(VARIABLES, heads(VARIABLES), strict=True):
+        rmse = sc[name].sel(metric="rmse") * unit(name)[1]
         cells = [f"{float(part.sel(model=s)):.3g}" for part in (rmse.sel(lead_time=6), rmse.mean("lead_time")) for s in systems]
-        lines.append(f"| {name} ({unit}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([head, *cells])
+    return markdown(rows)
 
 
 def draw(sc: xr.Dataset, folder: Path) -> None:

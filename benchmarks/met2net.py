@@ -32,9 +32,6 @@ import argparse
 import json
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -43,12 +40,13 @@ import numpy as np
 import safetensors.torch
 import torch
 import xarray as xr
+from common import cost, counted, markdown
 
 import xscalemixer as xsm
 from xscalemixer.moving_shapes import CHANNELS, MovingShapes
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig
 from xscalemixer.training.alone import Met2NetStage
-from xscalemixer.training.checkpoints import Checkpoints, write_tensors, write_whole
+from xscalemixer.training.checkpoints import Checkpoints, write_tensors
 from xscalemixer.training.engine import Plan, Saving, fit, seed_of
 from xscalemixer.training.ranks import ranks
 from xscalemixer.verification.openstl import openstl_errors
@@ -106,23 +104,6 @@ def jobs(part: str, seeds: tuple[int, ...]) -> list[tuple[str, int]]:
     return [(way, seed) for seed, way in product(seeds, WAYS)][number - 1 :: count]
 
 
-@contextmanager
-def counted(folder: Path) -> Iterator[None]:
-    """Add the CPU minutes of what is done to those in the folder, stopped or not."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file, begun = folder / "cost.json", time.process_time()
-    before = _cost(folder)
-    try:
-        yield
-    finally:
-        write_whole(file, json.dumps({"cpu_minutes": before + (time.process_time() - begun) / 60}).encode())
-
-
-def _cost(folder: Path) -> float:
-    file = folder / "cost.json"
-    return json.loads(file.read_text(encoding="utf-8"))["cpu_minutes"] if file.exists() else 0.0
-
-
 def stop_after(minutes: float) -> None:
     """End this process after some CPU minutes of all its threads."""
 
@@ -168,7 +149,7 @@ def shapes(options: argparse.Namespace) -> None:
     if options.part != "1/1":
         return
     found = {path.parent.name: dict(np.load(path)) for path in sorted(root.glob("*/errors.npz"))}
-    text = shapes_table(found | {"persistence": _still(setting)}, {name: _cost(root / name) for name in found})
+    text = shapes_table(found | {"persistence": _still(setting)}, {name: cost(root / name)["cpu_minutes"] for name in found})
     (root / "tables.md").write_text(text, encoding="utf-8")
     sys.stdout.write(text)
 
@@ -226,20 +207,20 @@ def _errors(forecast, config: Met2NetConfig, setting: Setting) -> dict[str, np.n
 def shapes_table(found: dict[str, dict], costs: dict[str, float]) -> str:
     """Markdown: errors of each way, and what the implicit one saves of those of the others, with 95 % intervals."""
     groups = _groups(found)
-    lines = [_row(["MSE x 1000", *CHANNELS, "all", "OpenSTL mse", "CPU min", "seeds"])]
+    lines = [["MSE x 1000", *CHANNELS, "all", "OpenSTL mse", "CPU min", "seeds"]]
     for system, names in groups.items():
         values = np.stack([1000 * found[name]["mse"].mean(0) for name in names])
         cells = [_spread(values[:, c]) for c in range(len(CHANNELS))]
         numbers = [f"{np.mean([found[name]['openstl_mse'] for name in names]):.4g}"]
         numbers += [f"{np.mean([costs[name] for name in names if name in costs] or [0]):.3g}", str(len(names))]
-        lines.append(_row([system, *cells, _spread(values.mean(1)), *numbers]))
-    gains = [_row(["MSE that implicit training saves, %", *CHANNELS, "all"])]
+        lines.append([system, *cells, _spread(values.mean(1)), *numbers])
+    gains = [["MSE that implicit training saves, %", *CHANNELS, "all"]]
     errors = {system: np.stack([found[name]["mse"] for name in names]) for system, names in groups.items()}
     for system in groups:
         if system != "implicit" and "implicit" in groups:
             value, low, high = saved(errors["implicit"], errors[system])
-            gains.append(_row([system, *(f"{v:.1f} [{a:.1f}, {b:.1f}]" for v, a, b in zip(value, low, high, strict=True))]))
-    return f"Moving shapes, not MvMm-FNIST.\n\n{_table(lines)}\n\n{_table(gains)}\n\n{CLAIM}\n"
+            gains.append([system, *(f"{v:.1f} [{a:.1f}, {b:.1f}]" for v, a, b in zip(value, low, high, strict=True))])
+    return f"Moving shapes, not MvMm-FNIST.\n\n{markdown(lines)}\n\n{markdown(gains)}\n\n{CLAIM}\n"
 
 
 def saved(own: np.ndarray, other: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -342,12 +323,12 @@ def _forecasts(data, init: np.ndarray, hours: int, model: Path, to: Path, device
 def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
     """Markdown: MSE over all lead times, and what the implicit way saves of that of each other system, with 95 % intervals."""
     groups = _groups(scores["model"].values.tolist())
-    lines = [_row(["MSE", *VARIABLES, "CPU min", "seeds"])]
+    lines = [["MSE", *VARIABLES, "CPU min", "seeds"]]
     for system, names in groups.items():
         cells = [_spread(scores[v].sel(metric="mse", model=names).mean("lead_time").values) for v in VARIABLES]
-        costs = [cost for name in names if (cost := _cost(root / name))]
-        lines.append(_row([system, *cells, f"{np.mean(costs):.3g}" if costs else "", str(len(names))]))
-    gains = [_row(["MSE that implicit training saves, %", *VARIABLES])]
+        spent = [noted["cpu_minutes"] for name in names if (noted := cost(root / name))]
+        lines.append([system, *cells, f"{np.mean(spent):.3g}" if spent else "", str(len(names))])
+    gains = [["MSE that implicit training saves, %", *VARIABLES]]
     own = groups.get("implicit", [])
     against = {name: xsm.rescore(store, skill_against=name, by=("variable",), metrics=["mse"]) for name in own}
     parts = ["mse_difference", "mse_difference_low", "mse_difference_high"]
@@ -359,8 +340,8 @@ def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
             pairs = [against[own[i % len(own)]][v].sel(model=names[i % len(names)]) for i in range(max(len(own), len(names)))]
             value, low, high = np.transpose([100 * (pair.sel(metric=parts) / pair.sel(metric="mse")).values for pair in pairs])
             cells.append(f"{value.mean():.1f} [{low.min():.1f}, {high.max():.1f}]")
-        gains.append(_row([system, *cells]))
-    return _table(lines) + "\n\n" + _table(gains)
+        gains.append([system, *cells])
+    return markdown(lines) + "\n\n" + markdown(gains)
 
 
 def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) -> None:
@@ -403,15 +384,6 @@ def _groups(names) -> dict[str, list[str]]:
 
 def _spread(values: np.ndarray) -> str:
     return f"{values.mean():.4g}" + (f" ± {values.std(ddof=1):.2g}" if values.size > 1 else "")
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _table(lines: list[str]) -> str:
-    columns = lines[0].count("|") - 1
-    return "\n".join([lines[0], "|---" * columns + "|", *lines[1:]])
 
 
 def main() -> None:

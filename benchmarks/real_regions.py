@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from common import heads, markdown, unit
 
 import xscalemixer as xsm
 from xscalemixer.projections import crs_of, rotate_winds
 
-UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 PERSISTENCE, DAILY = "persistence", "24 h persistence"
 IDAHO = xsm.Grid.regular("43.95", "243.03", "0.03", (60, 30))  # lies within the rows and columns of the files
 IDAHO_DRIVER = xsm.Grid.regular("43.89", "243.09", "0.15", (12, 6))  # 5 x 5 cells each
@@ -173,12 +173,11 @@ def tables(region: Region, systems: dict[str, xr.Dataset]) -> str:
 
 def table(region: Region, sc: xr.Dataset, cell, title: str = "") -> str:
     """One of them: a row per system, a column per variable."""
-    heads = [f"{name} ({UNITS.get(name, ('m/s', 1))[0]})" for name in region.variables]
-    rows = [[f"RMSE{title}", *heads], ["---"] * (len(heads) + 1)]
+    rows = [[f"RMSE{title}", *heads(region.variables)]]
     for system in sc["model"].values:
-        cells = [cell(sc[name].sel(model=system) * UNITS.get(name, ("", 1))[1]) for name in region.variables]
+        cells = [cell(sc[name].sel(model=system) * unit(name)[1]) for name in region.variables]
         rows.append([str(system), *cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown(rows)
 
 
 def rmse(sc: xr.DataArray) -> str:

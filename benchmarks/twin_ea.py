@@ -6,7 +6,7 @@
     python benchmarks/twin_ea.py score DATA RUNS --later T106      # forecasts, table and pictures of what is there
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
-same frozen global network, samples, number of updates and learning rates; what is trained differs by at most a tenth in size.
+same frozen global network, samples, number of updates and learning rates; parameters are counted in the table of costs.
 ``--setting gpu`` is the same with more samples per update, more updates and longer roll-outs. ``--part 1/2`` trains every
 second network, so that two processes share the work. What is finished is never done again.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from common import cost, counted, heads, markdown, note, unit
 
 import xscalemixer as xsm
 from xscalemixer.nn.scalemixer import CoupledModel
@@ -35,7 +36,6 @@ from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
 HOURS = 48
 HOUR = np.timedelta64(1, "h")
 VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
-UNITS = {"t2m": ("K", 1), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100), "ssrd": ("W/m2", 1)}
 LATER = (("2002-07-01", "2002-08-20"),)  # the first 30 days of the later run are spin-up
 BEST = "ScaleMixer"
 WEIGHT = 10.0  # of eq. 14 beside eq. 15: about the inverse of the region's share of the globe
@@ -140,7 +140,7 @@ def train(options: argparse.Namespace) -> None:
     setting, base = SETTINGS[options.setting], options.runs / "global"
     if not (base / "model").exists():
         tree = read_twin_world(options.data, archive=options.archive)
-        _finish(xsm.train(global_config(setting), tree, folder=base, device=setting.device), base, {})
+        _finish(xsm.train(global_config(setting), tree, folder=base, device=setting.device), base)
     part, count = map(int, options.part.split("/"))
     jobs = [(system, seed) for system in SYSTEMS for seed in range(system.seeds)]
     jobs.sort(key=lambda job: max(job[0].turn, job[1]))
@@ -169,19 +169,18 @@ def train_one(options: argparse.Namespace) -> None:
     """One network; what it took is kept beside it."""
     setting = SETTINGS[options.setting]
     system = next(system for system in SYSTEMS if system.name == options.only)
-    folder, begun = _folder(options.runs, system, options.seed), time.process_time()
+    folder = _folder(options.runs, system, options.seed)
     config = regional_config(system, options.seed, setting)
     outer = xsm.load(options.runs / "global" / "model")
-    model = xsm.train(config, read_twin_world(options.data), outer=outer, folder=folder, device=setting.device, workers=1)
+    with counted(folder):
+        model = xsm.train(config, read_twin_world(options.data), outer=outer, folder=folder, device=setting.device, workers=1)
     frozen = sum(p.numel() for p in model.network.outer.parameters())
-    _finish(model, folder, {
-        "cpu_minutes": (time.process_time() - begun) / 60, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "trained": sum(p.numel() for p in model.network.parameters()) - frozen, "frozen": frozen,
-    })  # fmt: skip
+    trained = sum(p.numel() for p in model.network.parameters()) - frozen
+    note(folder, peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, trained=trained, frozen=frozen)
+    _finish(model, folder)
 
 
-def _finish(model: xsm.Forecaster, folder: Path, cost: dict) -> None:
-    (folder / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
+def _finish(model: xsm.Forecaster, folder: Path) -> None:
     shutil.rmtree(folder / "towers", ignore_errors=True)
     model.save(folder / "model", overwrite=True)
 
@@ -211,13 +210,11 @@ def forecasts(tree: xr.DataTree, init: np.ndarray, networks: dict, device: str) 
     """Of every network, on disk; made once."""
     found = {}
     for name, (_, _, folder) in networks.items():
-        target, cost = folder / "forecast.zarr", json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-        if "seconds" not in cost:
+        target, model = folder / "forecast.zarr", xsm.load(folder / "model")
+        if "seconds" not in cost(folder):
             begun = time.process_time()
-            xsm.hindcast(tree, init[:1], HOURS, model=folder / "model", device=device)
-            cost["seconds"] = time.process_time() - begun
-            (folder / "cost.json").write_text(json.dumps(cost) + "\n", encoding="utf-8")
-        model = xsm.load(folder / "model")
+            xsm.hindcast(tree, init[:1], HOURS, model=model, device=device)
+            note(folder, seconds=time.process_time() - begun)
         found[name] = xsm.hindcast(tree, init, HOURS, model=model, to=target, resume=target.exists(), device=device)
     return found
 
@@ -243,7 +240,7 @@ def score(options: argparse.Namespace) -> None:
         systems, regional, climatology=climatology, variables=VARIABLES, metrics=["rmse", "acc", "bias"],
         to=store, overwrite=store.exists(), memory="4 GiB",
     )  # fmt: skip
-    text = "\n\n".join([_about(init), tables(by_lead, store, networks), costs(networks)])
+    text = "\n\n".join([_about(init), tables(by_lead, store), costs(networks)])
     (options.runs / "tables.md").write_text(text + "\n", encoding="utf-8")
     by_lead.to_netcdf(options.runs / "scores.nc")
     sys.stdout.write(text + "\n")
@@ -271,31 +268,30 @@ def by_system(scores: xr.Dataset) -> dict[str, list[str]]:
     return groups
 
 
-def tables(by_lead: xr.Dataset, store: Path, networks: dict) -> str:
+def tables(by_lead: xr.Dataset, store: Path) -> str:
     """Markdown: RMSE and ACC over 1-48 h, and what ScaleMixer gains over each other system."""
     groups = by_system(by_lead)
     parts = []
     for metric in ("rmse", "acc"):
-        lines = [_row([f"{metric.upper()}, mean of 1-48 h", *(f"{v} ({UNITS.get(v, ('m/s', 1))[0]})" for v in VARIABLES)])]
+        rows = [[f"{metric.upper()}, mean of 1-48 h", *heads(VARIABLES)]]
         for system, models in groups.items():
             cells = []
             for name in VARIABLES:
-                scale = UNITS.get(name, ("m/s", 1))[1] if metric == "rmse" else 1
+                scale = unit(name)[1] if metric == "rmse" else 1
                 values = by_lead[name].sel(metric=metric, model=models).mean("lead_time").values * scale
                 spread = f" ± {np.std(values, ddof=1):.2g}" if len(models) > 1 else ""
                 cells.append(f"{values.mean():.3g}{spread}")
-            lines.append(_row([system, *cells]))
-        parts.append(_table(lines))
-    gains = gain(store, groups, networks)
-    lines = [_row([f"RMSE that {BEST} saves, %", *VARIABLES, "mean", "clear"])]
-    for system, rows in gains.items():
-        cells = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in rows]
-        clear = sum(low > 0 for _, low, _ in rows)
-        lines.append(_row([system, *cells, f"{np.mean([value for value, _, _ in rows]):.1f}", f"{clear} of {len(rows)}"]))
-    return "\n\n".join([*parts, _table(lines)])
+            rows.append([system, *cells])
+        parts.append(markdown(rows))
+    rows = [[f"RMSE that {BEST} saves, %", *VARIABLES, "mean", "clear"]]
+    for system, gains in gain(store, groups).items():
+        cells = [f"{value:.1f} [{low:.1f}, {high:.1f}]" for value, low, high in gains]
+        clear = sum(low > 0 for _, low, _ in gains)
+        rows.append([system, *cells, f"{np.mean([value for value, _, _ in gains]):.1f}", f"{clear} of {len(gains)}"])
+    return "\n\n".join([*parts, markdown(rows)])
 
 
-def gain(store: Path, groups: dict[str, list[str]], networks: dict) -> dict[str, list[tuple[float, float, float]]]:
+def gain(store: Path, groups: dict[str, list[str]]) -> dict[str, list[tuple[float, float, float]]]:
     """What ScaleMixer saves of the RMSE of 1-48 h of each other system, in percent, by variable, with an interval.
 
     The interval is that of the paired block bootstrap over starts, of the seed with the same number; with several seeds it
@@ -319,24 +315,14 @@ def gain(store: Path, groups: dict[str, list[str]], networks: dict) -> dict[str,
 
 def costs(networks: dict) -> str:
     """Markdown: size and cost of each network."""
-    heads = ["network", "what", "trained, M", "frozen, M", "training, CPU min", "48 h, CPU s", "memory, GiB", "seeds"]
-    lines = [_row(heads)]
+    rows = [["network", "what", "trained, M", "frozen, M", "training, CPU min", "48 h, CPU s", "memory, GiB", "seeds"]]
     for system in SYSTEMS:
-        rows = [json.loads((folder / "cost.json").read_text()) for each, _, folder in networks.values() if each == system]
-        if rows:
-            mean = lambda key, rows=rows: np.mean([row[key] for row in rows])
+        noted = [cost(folder) for each, _, folder in networks.values() if each == system]
+        if noted:
+            mean = lambda key, noted=noted: np.mean([one[key] for one in noted])
             numbers = [mean("trained") / 1e6, mean("frozen") / 1e6, mean("cpu_minutes"), mean("seconds"), mean("peak_gib")]
-            lines.append(_row([system.name, system.what, *(f"{number:.3g}" for number in numbers), str(len(rows))]))
-    return _table(lines)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _table(lines: list[str]) -> str:
-    columns = lines[0].count("|") - 1
-    return "\n".join([lines[0], "|---" * columns + "|", *lines[1:]])
+            rows.append([system.name, system.what, *(f"{number:.3g}" for number in numbers), str(len(noted))])
+    return markdown(rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------- keys
@@ -355,11 +341,11 @@ def keys(options: argparse.Namespace) -> None:
     }
     systems = {name: xsm.hindcast(tree, init, HOURS, model=model) for name, model in variants.items()}
     scores = xsm.score(systems, regional, variables=VARIABLES, metrics=["rmse"])
-    lines = [_row(["RMSE, mean of 1-48 h, test blocks", *(f"{v} ({UNITS.get(v, ('m/s', 1))[0]})" for v in VARIABLES)])]
+    rows = [["RMSE, mean of 1-48 h, test blocks", *heads(VARIABLES)]]
     for name in systems:
-        cells = [scores[v].sel(metric="rmse", model=name).mean().item() * UNITS.get(v, ("", 1))[1] for v in VARIABLES]
-        lines.append(_row([name, *(f"{cell:.3g}" for cell in cells)]))
-    sys.stdout.write(_table(lines) + "\n")
+        cells = [scores[v].sel(metric="rmse", model=name).mean().item() * unit(v)[1] for v in VARIABLES]
+        rows.append([name, *(f"{cell:.3g}" for cell in cells)])
+    sys.stdout.write(markdown(rows) + "\n")
 
 
 def _with_keys(model: xsm.Forecaster, mode: str) -> xsm.Forecaster:
@@ -410,14 +396,14 @@ def draw_curves(means: xr.Dataset, folder: Path) -> None:
 
     shown = [name for name in SHOWN if name in means["model"].values]
     for name in VARIABLES:
-        unit, scale = UNITS.get(name, ("m/s", 1))
+        words, scale = unit(name)
         figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         for panel, metric, factor in zip(panels, ("rmse", "acc"), (scale, 1), strict=True):
             for system in shown:
                 line = means[name].sel(metric=metric, model=system) * factor
                 style = {"lw": 2, "color": "k"} if system == BEST else {"lw": 1, "ls": ":" if " " in system[2:] else "-"}
                 panel.plot(means["lead_time"], line, label=system, **style)
-            panel.set(xlabel="lead time (h)", ylabel=f"RMSE ({unit})" if metric == "rmse" else "ACC", xticks=range(0, 49, 12))
+            panel.set(xlabel="lead time (h)", ylabel=f"RMSE ({words})" if metric == "rmse" else "ACC", xticks=range(0, 49, 12))
             panel.grid(alpha=0.3)
         panels[1].legend(fontsize=7, frameon=False)
         figure.suptitle(f"{name}, twin world A (twin experiment)")
