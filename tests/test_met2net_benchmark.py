@@ -53,9 +53,9 @@ def test_a_stopped_benchmark_goes_on_to_the_same_table(benchmark, tmp_path, monk
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(benchmark.Met2NetStage, "loss", stopping)
         benchmark.shapes(options("cut"))
-    spent = benchmark._cost(tmp_path / "cut" / "shapes-try" / "joint-0")
+    spent = benchmark.cost(tmp_path / "cut" / "shapes-try" / "joint-0")["cpu_minutes"]
     benchmark.shapes(options("cut"))
-    assert 0 < spent < benchmark._cost(tmp_path / "cut" / "shapes-try" / "joint-0")
+    assert 0 < spent < benchmark.cost(tmp_path / "cut" / "shapes-try" / "joint-0")["cpu_minutes"]
     tables = [(tmp_path / name / "shapes-try" / "tables.md").read_text() for name in ("whole", "cut")]
     without_costs = [re.sub(r"\| [\d.e-]+ \| 1 \|", "", table) for table in tables]
     assert without_costs[0] == without_costs[1] and "| joint |" in tables[0] and "28.82 %" in tables[0]
