@@ -1,4 +1,4 @@
-"""``ds.scalemixer``: user syntax; each method is one call to the function of the same name."""
+"""``ds.scalemixer``: user syntax; each method is one call to the function that its docstring names."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class DatasetAccessor:
 
 @xr.register_datatree_accessor("scalemixer")
 class TreeAccessor:
-    """Forecasts from, and training on, a DataTree with ``/global`` and ``/regional``; holds nothing but the tree."""
+    """Forecasts from, and fine-tuning on, a DataTree with ``/global`` and ``/regional``; holds nothing but the tree."""
 
     def __init__(self, tree: xr.DataTree):
         self._tree = tree
