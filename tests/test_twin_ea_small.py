@@ -9,6 +9,7 @@ import xarray as xr
 import xscalemixer as xsm
 
 HOUR = np.timedelta64(1, "h")
+BEHIND = np.timedelta64(88, "D")  # the sun of twin world A behind its calendar, see docs/models.md
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,9 @@ def test_no_seams_between_patches(fc, name):
 
 def test_held_out_block_beats_persistence(shared_data):
     """Warm start in a test block of twin world A: t2m after six hours at least 30 % better, every variable better."""
-    read = lambda branch: xsm.open(str(shared_data / "nature" / f"{branch}_2001-10-04.nc"))
-    tree = xr.DataTree.from_dict({"/global": read("global"), "/regional": read("regional")})
-    start = np.datetime64("2001-10-06T00")
+    files = (str(shared_data / "nature" / f"{branch}_2001-10-04.nc") for branch in ("global", "regional"))
+    outer, inner = (ds.assign_coords(time=ds["time"] - BEHIND) for ds in map(xsm.open, files))
+    tree, start = xr.DataTree.from_dict({"/global": outer, "/regional": inner}), np.datetime64("2001-07-10T00")
     fc = tree.scalemixer.forecast(6, model="twin-ea-small", init_time=start)
     now, later = (tree["regional"].to_dataset().sel(time=t) for t in (start, start + 6 * HOUR))
     error = lambda field, name: float(np.sqrt(((field - later[name].values) ** 2).mean()))
