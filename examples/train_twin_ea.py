@@ -1,4 +1,4 @@
-"""Train `twin-ea-small` on twin world A: an hour and a half on two CPU cores, repeatable by its seeds.
+"""Train `twin-ea-small` on twin world A: an hour and a quarter on two CPU cores, repeatable by its seeds.
 
     python examples/train_twin_ea.py DATA pretrained/twin-ea-small --archive T63 --runs runs/twin-ea-small
 
@@ -59,7 +59,7 @@ CONFIG = xsm.TrainConfig(
         xsm.Stage(updates=120, steps=2, season_shift=35.0, **GENTLY),
         xsm.Stage(updates=120, steps=4, season_shift=35.0, **GENTLY),
         xsm.Stage(updates=40, steps=8, season_shift=35.0, **GENTLY),
-        xsm.Stage(kind="cold_start", updates=800, batch=8, peak=1e-3, season_shift=35.0),
+        xsm.Stage(kind="cold_start", updates=300, batch=8, peak=1e-3, season_shift=35.0),
     ),
     **COMMON,
 )
