@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from xscalemixer.errors import CheckpointError, InputError
-from xscalemixer.model import Branch, Model, bound, require_keys
+from xscalemixer.errors import InputError
+from xscalemixer.model import Branch, Model, bound, network_settings, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig
 from xscalemixer.nn.sampling import Seed, SolverConfig
@@ -106,12 +106,10 @@ class Downscaler(Model):
 
     # ---------------------------------------------------------------------------------------------- description
 
-    def to_dict(self) -> dict:
-        """Everything but the weights, as plain data."""
+    @property
+    def settings(self) -> dict:
+        """Network, data contract and what else it takes to use them, as plain data."""
         return {
-            "format": 1,
-            "kind": self.kind,
-            "name": self.name,
             "network": self.network.config.to_dict(),
             "coarse": self.coarse.to_dict(),
             "fine": self.fine.to_dict(),
@@ -120,7 +118,6 @@ class Downscaler(Model):
             "leads": self.leads,
             "patch": self.patch,
             "solver": self.solver.to_dict(),
-            "about": self.about,
         }
 
     @classmethod
@@ -133,11 +130,9 @@ class Downscaler(Model):
             For another format version, or missing or unknown keys.
         """
         require_keys(data, _KEYS)
-        try:
+        with network_settings():
             network = CorrDiff(CorrDiffNetworkConfig.from_dict(data["network"]))
             solver = SolverConfig.from_dict(data["solver"])
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
         coarse, fine = (Branch.from_dict(data[name]) for name in ("coarse", "fine"))
         extremes = {channel: tuple(pair) for channel, pair in data["extremes"].items()}
         plain = {name: data[name] for name in ("calendar", "leads", "patch", "about")}

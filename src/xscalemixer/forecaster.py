@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from xscalemixer.carrying import Carrier
-from xscalemixer.errors import CheckpointError
 from xscalemixer.grids import surroundings
-from xscalemixer.model import Branch, ForecastModel, Input, require_keys
+from xscalemixer.model import Branch, ForecastModel, Input, network_settings, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.coldstart import ColdStart, ColdStartConfig
 from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
@@ -65,18 +64,15 @@ class Forecaster(ForecastModel):
 
     # ---------------------------------------------------------------------------------------------- description
 
-    def to_dict(self) -> dict:
-        """Everything but the weights, as plain data."""
+    @property
+    def settings(self) -> dict:
+        """Network, data contract and what else it takes to use them, as plain data."""
         return {
-            "format": 1,
-            "kind": self.kind,
-            "name": self.name,
             "network": self.network.config.to_dict(),
             "cold_start": self.cold_start.config.to_dict(),
             "outer": self.outer.to_dict(),
             "inner": self.inner.to_dict(),
             "calendar": list(self.calendar),
-            "about": self.about,
         }
 
     @classmethod
@@ -90,11 +86,9 @@ class Forecaster(ForecastModel):
         """
         needed = ("format", "kind", "name", "network", "cold_start", "outer", "inner", "calendar", "about")
         require_keys(data, needed)
-        try:
+        with network_settings():
             network = CoupledModel(ScaleMixerConfig.from_dict(data["network"]))
             cold_start = ColdStart(ColdStartConfig.from_dict(data["cold_start"]))
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
         outer, inner = (Branch.from_dict(data[name]) for name in ("outer", "inner"))
         return cls(data["name"], network, cold_start, outer, inner, calendar=data["calendar"], about=data["about"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,7 +20,7 @@ from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.state import GROUPS, STATICS, State
 from xscalemixer.variables import Schema, Stats
 
-__all__ = ["Branch", "ForecastModel", "Input", "Model", "bound", "require_keys"]
+__all__ = ["Branch", "ForecastModel", "Input", "Model", "bound", "network_settings", "require_keys"]
 
 
 _PARTS = ("schema", "grid", "stats")
@@ -139,9 +140,10 @@ class Model(ABC):
     def static(self) -> dict[str, np.ndarray]:
         """Fields without time on the grid of what it makes, shape (h, w) each, canonical units."""
 
+    @property
     @abstractmethod
-    def to_dict(self) -> dict:
-        """Everything but the weights, as plain data."""
+    def settings(self) -> dict:
+        """What this kind has beside a name and ``about``, as plain data."""
 
     @classmethod
     @abstractmethod
@@ -149,6 +151,10 @@ class Model(ABC):
         """A model with fresh weights from its description; CheckpointError if it cannot be read."""
 
     # ---------------------------------------------------------------------------------------------- what all of them do
+
+    def to_dict(self) -> dict:
+        """Everything but the weights, as plain data."""
+        return {"format": 1, "kind": self.kind, "name": self.name, **self.settings, "about": self.about}
 
     @property
     def parameter_count(self) -> int:
@@ -243,6 +249,15 @@ def bound(fields: Tensor, branch: Branch, insolation: Tensor) -> Tensor:
         sunshine = fields[..., branch.schema.channels.index("ssrd"), :, :]
         sunshine.clamp_(max=torch.where(insolation > 0, torch.inf, 0.0) if "slope" in branch.statics else insolation)
     return fields
+
+
+@contextmanager
+def network_settings() -> Iterator[None]:
+    """Whatever goes wrong while networks are made from a description is a CheckpointError."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
 
 
 def require_keys(data: Mapping, needed: Iterable[str]) -> None:

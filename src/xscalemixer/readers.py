@@ -350,7 +350,7 @@ _GROUND = {"geopotential_height": "surface_altitude", "geopotential": "surface_g
 
 
 def _describe(array: xr.DataArray) -> xr.DataArray:
-    """Drop placeholders, and call the geopotential (height) of the ground what it is."""
+    """Drop attributes that say nothing, and call the geopotential (height) of the ground what it is."""
     attrs = {key: value for key, value in array.attrs.items() if key != "dataset" and value != "unknown"}
     if attrs.get("GRIB_typeOfLevel") == "surface" and attrs.get("standard_name") in _GROUND:
         attrs["standard_name"] = _GROUND[attrs["standard_name"]]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xscalemixer.errors import CheckpointError
-from xscalemixer.model import Branch, ForecastModel, Input, require_keys
+from xscalemixer.model import Branch, ForecastModel, Input, network_settings, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig
 from xscalemixer.state import HOUR, State, inner_insolation
@@ -72,16 +72,13 @@ class RegionalForecaster(ForecastModel):
 
     # ---------------------------------------------------------------------------------------------------- description
 
-    def to_dict(self) -> dict:
-        """Everything but the weights, as plain data."""
+    @property
+    def settings(self) -> dict:
+        """Network, data contract and what else it takes to use them, as plain data."""
         return {
-            "format": 1,
-            "kind": self.kind,
-            "name": self.name,
             "network": self.network.config.to_dict(),
             "inner": self.inner.to_dict(),
             "statics": sorted(self.static),
-            "about": self.about,
         }
 
     @classmethod
@@ -95,10 +92,8 @@ class RegionalForecaster(ForecastModel):
         """
         require_keys(data, ("format", "kind", "name", "network", "inner", "statics", "about"))
         inner = Branch.from_dict(data["inner"])
-        try:
+        with network_settings():
             network = Met2Net(Met2NetConfig.from_dict(data["network"]))
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError("this model description cannot be read", [f"network settings: {error}"]) from error
         if network.config.channels != len(inner.schema):
             found = f"a network of {network.config.channels} channels for the {len(inner.schema)} of its schema"
             raise CheckpointError("this model description cannot be read", [f"{found}; needed the same number"])

@@ -1,7 +1,7 @@
 """Events "at or above a threshold": Brier score, reliability, and how far off in space they are.
 
-SEEPS is not among them: it scores precipitation against the wet and dry days of a local climatology, and no variable of the
-catalog is precipitation.
+SEEPS is not among them: it scores precipitation against the wet and dry days of a local climatology, and no model here
+forecasts precipitation.
 """
 
 from __future__ import annotations
