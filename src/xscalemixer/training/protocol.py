@@ -144,7 +144,7 @@ def run(
     config: TrainConfig,
     tree: xr.DataTree | xr.Dataset,
     way: Way,
-    contract: Contract | None = None,
+    contract: Contract,
     *,
     origin: Mapping[str, Any] | None = None,
     report: Report | None = None,
@@ -156,8 +156,8 @@ def run(
     config : TrainConfig
     tree : DataTree or Dataset
     way : Way
-    contract : Contract, optional
-        By default that of a model from scratch.
+    contract : Contract
+        What is made of the data, and how.
     origin : dict, optional
         Plain data that tell apart what the run starts from; the folder of another origin is refused.
     report : Report, optional
@@ -167,7 +167,6 @@ def run(
     with ranks(way.device, sharded=way.sharded) as group, owned(kept if group.first else None):
         report = Report(f"training of {config.name!r}") if report is None else report
         _check_run(config, group, kept, report)
-        contract = FromScratch(config) if contract is None else contract
         data = contract.collect(config, tree, memory=way.memory, skip=way.skip, min_samples=way.min_samples, report=report)
         yield Run(config, data, group, kept, way, dict(origin or {}))
 
