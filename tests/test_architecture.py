@@ -29,6 +29,7 @@ LAYERS = [  # upper to lower; a module may import from its own layer and from th
     {"relief"},
     {"readers", "conform", "output", "store", "regridding"},
     {"grids", "projections"},
+    {"reduction"},
     {"units", "physics"},
     {"nn", "moving_shapes"},
     {"variables", "report"},

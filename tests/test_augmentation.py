@@ -10,7 +10,7 @@ from xscalemixer.state import fields_of
 from xscalemixer.variables import REGIONAL
 
 MODEL = forecaster()
-LAND = MODEL.network.outer.statics[1], MODEL.network.inner.statics[1]
+GROUNDS = tuple(network.statics.numpy() for network in (MODEL.network.outer, MODEL.network.inner))
 GUESSED = MODEL.cold_start.config.guessed
 
 
@@ -39,12 +39,12 @@ def shifted(monkeypatch):
         "inner": MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None],
         "calendar": torch.ones(1, 1, 4),
     }
-    return batch, SeasonShift(MODEL.outer, MODEL.inner, LAND, GUESSED, coldest=20.0)(batch)
+    return batch, SeasonShift(MODEL.outer, MODEL.inner, GROUNDS, GUESSED, coldest=20.0)(batch)
 
 
 def test_temperature_falls_by_the_pattern(shifted):
     before, after = ((MODEL.scale_inner.inverse(batch["inner"])) for batch in shifted)
-    lat, land = torch.tensor(MODEL.inner.grid.latitude), LAND[1]
+    lat, land = torch.tensor(MODEL.inner.grid.latitude), GROUNDS[1][1]
     wanted = -20.0 * ((lat - 10) / 50).clamp(0, 1)[:, None] * (0.3 + 0.7 * land)
     torch.testing.assert_close((after - before)[0, 2, 0], wanted, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close((after - before)[0, 0, 0], (after - before)[0, 5, 0], atol=1e-3, rtol=0)  # all hours alike
@@ -77,7 +77,7 @@ def test_wind_pressure_and_calendar_stay(shifted):
 def test_half_of_the_samples_stay_as_they_are():
     torch.manual_seed(0)
     x = normalized_globe()[:, None].expand(200, -1, -1, -1, -1)
-    moved = SeasonShift(MODEL.outer, MODEL.inner, LAND, GUESSED, coldest=20.0)({"outer": x})["outer"]
+    moved = SeasonShift(MODEL.outer, MODEL.inner, GROUNDS, GUESSED, coldest=20.0)({"outer": x})["outer"]
     same = ((moved - x).abs().amax((1, 2, 3, 4)) < 1e-5).float().mean()
     assert 0.35 < same < 0.65
 
@@ -88,6 +88,6 @@ def test_first_guess_moves_with_the_channels_it_guesses(monkeypatch):
     inner = MODEL.scale_inner(torch.from_numpy(fields_of(box(), REGIONAL)))[None]
     order = (4, 3, 0)  # sp, q2m, t2m
     fields = torch.cat([inner[:, -1, list(order)], inner[:, -1, :2]], 1)
-    shifted = SeasonShift(MODEL.outer, MODEL.inner, LAND, order, coldest=20.0)({"inner": inner, "fields": fields})
+    shifted = SeasonShift(MODEL.outer, MODEL.inner, GROUNDS, order, coldest=20.0)({"inner": inner, "fields": fields})
     torch.testing.assert_close(shifted["fields"][:, :3], shifted["inner"][:, -1, list(order)])
     assert torch.equal(shifted["fields"][:, 3:], fields[:, 3:])

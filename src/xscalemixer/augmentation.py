@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from xscalemixer.forecaster import Branch
+from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.draws import uniform
 from xscalemixer.physics.pressure import R_DRY
 
@@ -48,8 +50,8 @@ class SeasonShift(nn.Module):
     Parameters
     ----------
     outer, inner : Branch
-    land : (Tensor, Tensor)
-        Land fraction on both grids, shapes (H, W) and (h, w).
+    grounds : (array, array)
+        Constant fields on both grids, shapes (S, H, W) and (S, h, w): orography in km and land fraction first.
     guessed : tuple of int
         Regional channels that the first fields of a cold-start batch are a guess of.
     coldest, warmest : float
@@ -62,7 +64,7 @@ class SeasonShift(nn.Module):
         self,
         outer: Branch,
         inner: Branch,
-        land: tuple[Tensor, Tensor],
+        grounds: tuple[np.ndarray, np.ndarray],
         guessed: tuple[int, ...],
         *,
         coldest: float,
@@ -70,7 +72,9 @@ class SeasonShift(nn.Module):
     ):
         super().__init__()
         self.range, self.guessed = (-coldest, warmest), list(guessed)
-        self.parts = nn.ModuleDict({"outer": _ShiftedFields(outer, land[0]), "inner": _ShiftedFields(inner, land[1])})
+        self.parts = nn.ModuleDict(
+            {"outer": _ShiftedFields(outer, *grounds[0][:2]), "inner": _ShiftedFields(inner, *grounds[1][:2])}
+        )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """A training batch (see `samples.Windows`) or one of the cold start with shifted fields."""
@@ -94,12 +98,13 @@ class _ShiftedFields(nn.Module):
     lifting: Tensor
     moistening: Tensor
 
-    def __init__(self, branch: Branch, land: Tensor):
+    def __init__(self, branch: Branch, orography: np.ndarray, land: np.ndarray):
         super().__init__()
         lat = torch.tensor(branch.grid.latitude)[:, None]
-        _constant(self, "pattern", ((lat.abs() - 10.0) / 50.0).clamp(0.0, 1.0) * (0.3 + 0.7 * land))  # (H, W)
-        for name, values in zip(("mean", "std"), branch.stats.arrays(branch.schema), strict=True):
-            _constant(self, name, torch.from_numpy(values)[:, None, None])
+        _constant(self, "pattern", ((lat.abs() - 10.0) / 50.0).clamp(0.0, 1.0) * (0.3 + 0.7 * torch.from_numpy(land)))
+        scale = Normalizer(*branch.scale(1000.0 * orography))
+        for name in ("mean", "std"):
+            _constant(self, name, getattr(scale, name))
         names = [(v.name, level) for v in branch.schema.variables for level in v.levels or (1000,)]
         column = lambda pick: torch.tensor([pick(name, level / 1000.0) for name, level in names])[:, None, None]
         _constant(self, "warming", column(lambda name, p: p if name in ("t", "t2m") else 0.0))  # K per K

@@ -59,7 +59,6 @@ class Forecaster(ForecastModel):
     def __post_init__(self):
         self.calendar = tuple(self.calendar)
         self.scale_outer = Normalizer(*self.outer.stats.arrays(self.outer.schema))
-        self.scale_inner = Normalizer(*self.inner.stats.arrays(self.inner.schema))
         self.eval()
 
     # ---------------------------------------------------------------------------------------------- description
@@ -98,9 +97,15 @@ class Forecaster(ForecastModel):
         return nn.ModuleDict({"network": self.network, "cold_start": self.cold_start})
 
     @property
-    def scales(self) -> tuple[Normalizer, Normalizer]:
-        """Normalizers of both branches."""
-        return self.scale_outer, self.scale_inner
+    def scales(self) -> tuple[Normalizer]:
+        """The normalizer of the globe."""
+        return (self.scale_outer,)
+
+    @property
+    def scale_inner(self) -> Normalizer:
+        """Normalizer of the region, on the device of the weights, from which it has the heights."""
+        heights = self.network.inner.statics[0].cpu().numpy() * np.float32(1000.0)
+        return Normalizer(*self.inner.scale(heights)).to(self.device)
 
     @property
     def static(self) -> dict[str, np.ndarray]:
@@ -134,17 +139,17 @@ class Forecaster(ForecastModel):
         trace : list, optional
             Receives the raw network step (key positions included).
         """
-        sun = inner_insolation(state.time, self.inner.grid).to(self.device)
+        sun, scale_inner = inner_insolation(state.time, self.inner.grid).to(self.device), self.scale_inner
         result = self.network(
             self.scale_outer(state.outer),
-            self.scale_inner(state.inner),
+            scale_inner(state.inner),
             calendar_features(state.time, self.calendar).to(self.device),
             outer_insolation(state.time, self.outer.grid).to(self.device),
             sun / self.sunlit_scale,
         )
         if trace is not None:
             trace.append(result)
-        inner = self.bound(self.scale_inner.inverse(result.inner.float()), sun[:, HOURS:])
+        inner = self.bound(scale_inner.inverse(result.inner.float()), sun[:, HOURS:])
         outer = self.scale_outer.inverse(result.outer.float())
         return State(state.time + np.timedelta64(HOURS, "h"), outer, inner)
 
@@ -179,7 +184,8 @@ class Forecaster(ForecastModel):
         """
         guess, rise = self._carried(outer) if self.cold_start.config.guess == "terrain" else self._interpolated(outer)
         channels = list(self.cold_start.config.guessed)
-        mean, std = (a.cpu().numpy()[channels] for a in (self.scale_inner.mean, self.scale_inner.std))
+        scale = self.scale_inner
+        mean, std = (a.cpu().numpy()[channels] for a in (scale.mean, scale.std))
         shape = (guess.shape[0], 1, *rise.shape)
         hour = calendar_features(time, ("hour",))[:, :2, None, None].expand(-1, -1, *rise.shape)
         statics = self.network.inner.statics.cpu().numpy()

@@ -17,6 +17,7 @@ from xscalemixer.errors import CheckpointError
 from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.physics.solar import SOLAR_CONSTANT
+from xscalemixer.reduction import to_sea_level
 from xscalemixer.state import GROUPS, STATICS, State
 from xscalemixer.variables import Schema, Stats
 
@@ -48,6 +49,21 @@ class Branch:
     def sunlit_scale(self) -> float:
         """W m-2 per unit of normalized insolation: the std of ``ssrd``, without it a quarter of the solar constant."""
         return self.stats.std["ssrd"] if "ssrd" in self.schema.names else SOLAR_CONSTANT / 4
+
+    def scale(self, height: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the fields in physical units over ground of a height (h, w) in m.
+
+        Without one the statistics must not be those of reduced fields.
+
+        Returns
+        -------
+        mean, std : array, shape (C,), or (C, h, w) where the statistics are those of reduced fields
+        """
+        mean, std = self.stats.arrays(self.schema)
+        if not self.stats.reduced:
+            return mean, std
+        offset, factor = to_sea_level(self.schema, height)
+        return offset + factor * mean[:, None, None], factor * std[:, None, None]
 
     def to_dict(self) -> dict:
         """Plain data."""

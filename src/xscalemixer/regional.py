@@ -67,7 +67,6 @@ class RegionalForecaster(ForecastModel):
     sha256: str = ""
 
     def __post_init__(self):
-        self.scale = Normalizer(*self.inner.stats.arrays(self.inner.schema))
         self.eval()
 
     # ---------------------------------------------------------------------------------------------------- description
@@ -106,9 +105,14 @@ class RegionalForecaster(ForecastModel):
         return nn.ModuleDict({"network": self.network, "statics": self.statics})
 
     @property
-    def scales(self) -> tuple[Normalizer]:
-        """The normalizer."""
-        return (self.scale,)
+    def scale(self) -> Normalizer:
+        """The normalizer, on the device of the weights, with which the heights of the region come."""
+        return Normalizer(*self.inner.scale(self.static.get("orog"))).to(self.device)
+
+    @property
+    def scales(self) -> tuple[Normalizer, ...]:
+        """None."""
+        return ()
 
     @property
     def static(self) -> dict[str, np.ndarray]:
@@ -140,7 +144,8 @@ class RegionalForecaster(ForecastModel):
         state : State
         """
         past, future = self.network.config.past, self.hours
-        ahead = self.scale.inverse(self.network(self.scale(state.inner[:, -past:])).float())
+        scale = self.scale
+        ahead = scale.inverse(self.network(scale(state.inner[:, -past:])).float())
         sun = inner_insolation(state.time, self.inner.grid, 1, future).to(self.device)
         hours = torch.cat([state.inner, self.bound(ahead, sun)], 1)[:, -max(past, future) :]
         return State(state.time + future * HOUR, None, hours)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.physics.solar import hourly_insolation
+from xscalemixer.reduction import to_sea_level
 from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
@@ -117,7 +118,15 @@ class Survey(NamedTuple):
     digest: str
 
 
-def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...] = (), source: str = "") -> Survey:
+def survey(
+    series: Series,
+    schema: Schema,
+    periods,
+    *,
+    zero_mean: tuple[str, ...] = (),
+    source: str = "",
+    height: np.ndarray | None = None,
+) -> Survey:
     """Mean and standard deviation per channel over the given periods, and a hash of everything; reads the values once.
 
     Sums are those of differences to the mean of the first training time: nothing cancels, and they do not depend on the blocks.
@@ -126,6 +135,8 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     ----------
     zero_mean : tuple of str
         Channels that keep zero as zero: mean 0, and the root mean square in place of the standard deviation.
+    height : array, shape (H, W), m, optional
+        Of the ground: the statistics are those of fields reduced to sea level, see `reduction`.
 
     Raises
     ------
@@ -138,18 +149,20 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     if not inside.any():
         span = f"{series.time[0]} to {series.time[-1]}" if series.time.size else "nothing"
         raise TimeError("no data in the training periods", [f"the data span {span}; the periods are {periods}"])
+    offset, factor = (0.0, 1.0) if height is None else to_sea_level(schema, height)
+    reduced = lambda values: values if height is None else (values - offset) / factor
     first = int(inside.argmax())
-    near = series.values[first : first + 1].mean((0, 2, 3), dtype="f8").astype("f4")[:, None, None]
+    near = reduced(series.values[first : first + 1]).mean((0, 2, 3), dtype="f8").astype("f4")[:, None, None]
     count, total, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
     for block in series.blocks():
         values = series.values[block]
         digest.update(np.ascontiguousarray(values).view("u1").data)
-        change = values[inside[block]] - near
+        change = reduced(values[inside[block]]) - near
         count += change.size // len(schema)
         total += change.sum((0, 2, 3), dtype="f8")
         square += np.square(change, out=change).sum((0, 2, 3), dtype="f8")
-    offset = total / count
-    mean, std = near.ravel() + offset, np.sqrt(np.maximum(square / count - offset**2, 0.0))
+    apart = total / count
+    mean, std = near.ravel() + apart, np.sqrt(np.maximum(square / count - apart**2, 0.0))
     constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
     if constant:
         found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
@@ -159,7 +172,7 @@ def survey(series: Series, schema: Schema, periods, *, zero_mean: tuple[str, ...
     free = [schema.channels.index(channel) for channel in zero_mean]
     std[free], mean[free] = np.hypot(std[free], mean[free]), 0.0
     rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]
-    stats = Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source)
+    stats = Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source, reduced=height is not None)
     return Survey(stats, digest.hexdigest()[:16])
 
 
@@ -181,7 +194,7 @@ class Windows(Dataset):
     grids : (Grid, Grid)
         Global and regional grid.
     scales : (mean, std), (mean, std)
-        Statistics of the global and of the regional channels, shape (C,) each.
+        Of the global and of the regional fields, shape (C,) or (C, H, W) each.
     periods : list of (start, end)
         Start exclusive, end inclusive; no window crosses from one into another.
     steps : int
@@ -200,7 +213,7 @@ class Windows(Dataset):
         self, outer: Series, inner: Series, grids: tuple[Grid, Grid], scales, periods, steps: int, sunlit_scale, calendar
     ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
-        self.scales = [tuple(np.asarray(part, "f4")[:, None, None] for part in scale) for scale in scales]
+        self.scales = [tuple(map(_by_channel, scale)) for scale in scales]
         self.starts = window_starts(outer.time, inner.time, periods, steps)
         first = outer.time[[i for i, _ in self.starts]]
         self._states = np.searchsorted(outer.time, _every_six_hours(first, steps))  # (N, steps + 1)
@@ -246,7 +259,7 @@ class GlobalPairs(Dataset):
 
     def __init__(self, outer: Series, grid: Grid, scale, periods):
         self.outer = outer
-        self.scale = tuple(np.asarray(part, "f4")[:, None, None] for part in scale)
+        self.scale = tuple(map(_by_channel, scale))
         self.pairs = pair_starts(outer.time, periods)
         self._sun = _kept(lambda i: outer_insolation(outer.time[i], grid)[0], (2, *grid.shape))
 
@@ -280,7 +293,7 @@ class Sequences(Dataset):
 
     def __init__(self, series: Series, scale, periods, past: int, future: int):
         self.series, self.past, self.future = series, past, future
-        self.scale = tuple(np.asarray(part, "f4")[:, None, None] for part in scale)
+        self.scale = tuple(map(_by_channel, scale))
         self.starts = sequence_starts(series.time, periods, past + future)
 
     def __len__(self) -> int:
@@ -295,6 +308,12 @@ class Sequences(Dataset):
 def _kept(function: Callable[[int], Any], shape: tuple[int, ...]) -> Callable[[int], Any]:
     """A function of an index that remembers as many of its fields as fit into memory set aside for that."""
     return lru_cache(max(32, _KEPT // (4 * int(np.prod(shape)))))(function)
+
+
+def _by_channel(statistic: np.ndarray) -> np.ndarray:
+    """Shape (C,) or (C, H, W) to one that broadcasts against (T, C, H, W)."""
+    values = np.asarray(statistic, "f4")
+    return values[:, None, None] if values.ndim == 1 else values
 
 
 def _normalized(series: Series, times: slice | np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:

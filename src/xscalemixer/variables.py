@@ -266,11 +266,14 @@ class Stats:
         Keyed by channel name.
     source : str
         Which data and period they come from.
+    reduced : bool
+        They are those of fields reduced to sea level, see `xscalemixer.reduction`.
     """
 
     mean: Mapping[str, float]
     std: Mapping[str, float]
     source: str = ""
+    reduced: bool = False
 
     def arrays(self, schema: Schema) -> tuple[np.ndarray, np.ndarray]:
         """Mean and std in the order of ``schema.channels``, shape (C,) each.
@@ -292,7 +295,7 @@ class Stats:
 
     def to_dict(self) -> dict:
         """Plain data."""
-        return {"mean": dict(self.mean), "std": dict(self.std), "source": self.source}
+        return {"mean": dict(self.mean), "std": dict(self.std), "source": self.source, "reduced": self.reduced}
 
     @classmethod
     def from_dict(cls, data: dict) -> Stats:

@@ -153,11 +153,11 @@ class FourierEmbedding(nn.Module):
 
 
 class Normalizer(nn.Module):
-    """Physical values to z-scores and back, per channel; statistics travel with the weights.
+    """Physical values to z-scores and back, per channel (and cell); statistics travel with the weights.
 
     Parameters
     ----------
-    mean, std : array_like, shape (C,)
+    mean, std : array_like, shape (C,) or (C, H, W)
         In the canonical units of the channels; std > 0.
     """
 
@@ -166,8 +166,9 @@ class Normalizer(nn.Module):
 
     def __init__(self, mean, std):
         super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        for name, values in (("mean", mean), ("std", std)):
+            values = torch.as_tensor(values, dtype=torch.float32)
+            self.register_buffer(name, values.view(-1, 1, 1) if values.ndim == 1 else values)
 
     def forward(self, x: Tensor) -> Tensor:
         """Physical (..., C, H, W) -> normalized (..., C, H, W)."""

@@ -18,6 +18,7 @@ __all__ = [
     "hypsometric_pressure",
     "pressure_at_altitude",
     "standard_geopotential",
+    "standard_pressure",
     "standard_temperature",
 ]
 
@@ -116,6 +117,15 @@ def standard_temperature(altitude: Array) -> Array:
     281.65
     """
     return 288.15 - LAPSE_RATE * altitude
+
+
+def standard_pressure(altitude: Array) -> Array:
+    """Pressure in Pa of the ICAO standard atmosphere at an altitude in m in the troposphere.
+
+    >>> round(standard_pressure(1000.0))
+    89875
+    """
+    return 101325.0 * (standard_temperature(altitude) / 288.15) ** (GRAVITY / (R_DRY * LAPSE_RATE))
 
 
 def standard_geopotential(pressure: Array) -> Array:

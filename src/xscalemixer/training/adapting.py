@@ -17,6 +17,7 @@ from torch import Tensor
 from xscalemixer.errors import CheckpointError
 from xscalemixer.forecaster import Branch, Forecaster
 from xscalemixer.grids import Grid
+from xscalemixer.nn.driving import DRIVEN
 from xscalemixer.nn.met2net import STAGES, Met2NetConfig
 from xscalemixer.nn.patch import TokenGrid, bilinear
 from xscalemixer.nn.scalemixer import ScaleMixerConfig, with_fitting_keys
@@ -141,6 +142,11 @@ class Adaptation(Contract):
         own: Branch = getattr(self.base, name)
         return _part_of(own.stats, self.schemas[name])
 
+    def reduced(self, grid: Grid) -> bool:
+        """As it was trained; in another region always, if its network can be: otherwise weather is lost in another relief."""
+        moved = grid != self.base.inner.grid and self.base.network.config.coupling not in DRIVEN
+        return moved or self.base.inner.stats.reduced
+
     def same_driver(self, grid: Grid) -> bool:
         """True if the global branch meets the grid and the channels it was trained on."""
         return grid == self.base.outer.grid and self.schemas["outer"] == self.base.outer.schema
@@ -255,6 +261,10 @@ class HourlyAdaptation(HourlyContract):
         """Its own statistics of the channels that are left, where they are kept."""
         return _part_of(self.base.inner.stats, schema) if self.statistics == "keep" else None
 
+    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+        """As it was trained; in another region always."""
+        return grid != self.base.inner.grid or self.base.inner.stats.reduced
+
     def begin(self, data: HourlyData, config: Met2NetTrainConfig) -> tuple[RegionalForecaster, Takeover]:
         """The adapted model to train from."""
         torch.manual_seed(config.seed)
@@ -296,7 +306,7 @@ class HourlyAdaptation(HourlyContract):
 def _part_of(stats: Stats, schema: Schema) -> Stats:
     """Statistics of some channels."""
     pick = lambda table: {channel: table[channel] for channel in schema.channels}
-    return Stats(mean=pick(stats.mean), std=pick(stats.std), source=stats.source)
+    return replace(stats, mean=pick(stats.mean), std=pick(stats.std))
 
 
 def _moved(table: Tensor, old: TokenGrid, new: TokenGrid) -> tuple[Tensor | None, str]:

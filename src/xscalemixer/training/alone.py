@@ -138,9 +138,10 @@ class HourlyData:
         warn_of_chunks(_TITLE, series, settings.past + settings.future, report)
         zero_mean = ("ssrd",) if "ssrd" in schema.names else ()
         about = f"training periods of {config.name}"
-        found, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about)
-        stats = contract.stats(schema) or found
         statics = {name: source.ds[name].values.astype("f4") for name in _STATICS if name in source.ds}
+        height = statics.get("orog") if contract.reduced(config, source.grid) else None
+        found, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about, height=height)
+        stats = contract.stats(schema) or found
         digests = {
             "inner grid": grid_digest(source.grid),
             "inner statistics": digest_of(*stats.arrays(schema)),
@@ -157,7 +158,7 @@ class HourlyData:
 
     def sequences(self, settings: Met2NetConfig, periods: Periods) -> Sequences:
         """Normalized training samples."""
-        scale = self.branch.stats.arrays(self.branch.schema)
+        scale = self.branch.scale(self.statics.get("orog"))
         return Sequences(self.series, scale, periods, settings.past, settings.future)
 
 
@@ -185,6 +186,9 @@ class HourlyContract(Protocol):
     def stats(self, schema: Schema) -> Stats | None:
         """Statistics that the model brings with it; None: those of the training periods."""
 
+    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+        """The fields are normalized after reduction to sea level, if their statistics are new and orography comes with them."""
+
     def collect(self, config: Met2NetTrainConfig, ds: xr.Dataset, **how) -> HourlyData:
         """The data, checked and surveyed; for ``how`` see `HourlyData.of`."""
         return HourlyData.of(config, ds, self, **how)
@@ -211,6 +215,10 @@ class RegionAlone(HourlyContract):
 
     def stats(self, schema: Schema) -> Stats | None:
         """None."""
+
+    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+        """As configured."""
+        return config.reduced
 
     def fresh(self, data: HourlyData) -> RegionalForecaster:
         """A model to train, with random weights."""

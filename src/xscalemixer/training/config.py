@@ -134,6 +134,10 @@ class TrainConfig:
     first_guess : "standard" or "terrain"
         What cold starts begin with: the driver, interpolated, with the standard lapse rate; or carried to the relief by
         `xscalemixer.carrying.Carrier`, as for a region much finer than its driver.
+    reduced : bool
+        Temperature and pressure of the region are normalized after reduction to sea level (`xscalemixer.reduction`), so that
+        they tell of the weather and not of the relief. The paper does without; so do networks that get global fields
+        ("lam", "nested", "downscaled").
     network : dict
         Changes to the preset, e.g. ``{"coupling": "one_way", "inner": {"depth": 8}}``.
     stages : tuple of Stage
@@ -159,6 +163,7 @@ class TrainConfig:
     global_levels: tuple[int, ...] = (50, 100, 200, 300, 400, 500, 600, 700, 850, 925, 1000)
     statics: tuple[str, ...] = STATICS[:2]
     first_guess: str = "standard"
+    reduced: bool = True
     network: dict = field(default_factory=dict)
     stages: tuple[Stage, ...] = ()
     calendar: tuple[str, ...] = ("hour", "day")
@@ -262,7 +267,7 @@ class CorrDiffConfig(TrainConfig):
 
     sizes = ("tiny", "small", "paper", "china")
     kinds = CORRDIFF
-    idle = ("variables", "global_variables", "global_levels", "first_guess")
+    idle = ("variables", "global_variables", "global_levels", "first_guess", "reduced")
 
 
 _CONFIGS = {"scalemixer": TrainConfig, "met2net": Met2NetTrainConfig, "corrdiff": CorrDiffConfig}  # by the network

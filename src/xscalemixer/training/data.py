@@ -84,6 +84,9 @@ class Contract(Protocol):
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """Statistics that a branch brings with it; None: those of the training periods."""
 
+    def reduced(self, grid: Grid) -> bool:
+        """The region is normalized after reduction to sea level, if its statistics are new."""
+
     def collect(self, config: TrainConfig, tree: xr.DataTree, **how) -> TrainingData:
         """The data, checked and surveyed; for ``how`` see `TrainingData.of`."""
         return TrainingData.of(config, tree, self, **how)
@@ -111,6 +114,10 @@ class FromScratch(Contract):
 
     def stats(self, name: str, grid: Grid) -> Stats | None:
         """None."""
+
+    def reduced(self, grid: Grid) -> bool:
+        """As configured; the networks that get global fields compare them with their own, and do without."""
+        return self.config.reduced and self.config.network.get("coupling") not in DRIVEN
 
     def fresh(self, data: TrainingData) -> Forecaster:
         """A model to train, with random weights."""
@@ -227,14 +234,15 @@ class TrainingData:
         branches, series, statics, digests = {}, {}, {}, {}
         for name, source in sources.items():
             zero_mean = ("ssrd",) if name == "inner" and "ssrd" in source.schema.names else ()
+            statics[name] = statics_of(source.ds, source.statics)
+            height = 1000.0 * statics[name][0] if name == "inner" and contract.reduced(source.grid) else None
             series[name] = Series.of(source.ds, source.schema, lazy=lazy and source.is_lazy)
             per_step = int(HOURS * HOUR / np.diff(series[name].time).min())
             warn_of_chunks(f"{name} data", series[name], max(stage.steps for stage in config.stages) * per_step + HOURS, report)
             about = f"training periods of {config.name}"
-            found, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about)
+            found, digest = survey(series[name], source.schema, config.train, zero_mean=zero_mean, source=about, height=height)
             stats = contract.stats(name, source.grid) or found
             branches[name] = Branch(source.schema, source.grid, stats, source.statics)
-            statics[name] = statics_of(source.ds, source.statics)
             digests[f"{name} grid"] = grid_digest(source.grid)
             digests[f"{name} statistics"] = digest_of(*stats.arrays(source.schema))
             digests[f"{name} data"] = f"{digest} {digest_of(statics[name])}"
@@ -280,13 +288,13 @@ class TrainingData:
         """The augmentation of a stage."""
         if not stage.season_shift:
             return None
-        outer, inner = (torch.from_numpy(self.statics[name][1]) for name in ("outer", "inner"))
-        return SeasonShift(self.outer, self.inner, (outer, inner), self.guessed, coldest=stage.season_shift)
+        grounds = (self.statics["outer"], self.statics["inner"])
+        return SeasonShift(self.outer, self.inner, grounds, self.guessed, coldest=stage.season_shift)
 
     def windows(self, calendar: tuple[str, ...], periods: Periods, steps: int) -> Windows:
         """Normalized training windows."""
         grids = (self.outer.grid, self.inner.grid)
-        scales = tuple(branch.stats.arrays(branch.schema) for branch in (self.outer, self.inner))
+        scales = tuple(self.branches[name].scale(1000.0 * self.statics[name][0]) for name in ("outer", "inner"))
         scale = self.inner.sunlit_scale
         return Windows(self.series["outer"], self.series["inner"], grids, scales, periods, steps, scale, calendar)
 
