@@ -319,7 +319,7 @@ def costs(networks: dict) -> str:
     for system in SYSTEMS:
         noted = [cost(folder) for each, _, folder in networks.values() if each == system]
         if noted:
-            mean = lambda key, noted=noted: np.mean([one[key] for one in noted])
+            mean = lambda key, noted=noted: np.mean([one[key] for one in noted if key in one])
             numbers = [mean("trained") / 1e6, mean("frozen") / 1e6, mean("cpu_minutes"), mean("seconds"), mean("peak_gib")]
             rows.append([system.name, system.what, *(f"{number:.3g}" for number in numbers), str(len(noted))])
     return markdown(rows)

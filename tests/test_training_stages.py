@@ -6,11 +6,12 @@ import torch
 import xarray as xr
 from torch.autograd.graph import saved_tensors_hooks
 from train_tiny import PERIODS, small_config, small_tree, stages
+from worlds import HOUR, START, box
 
 import xscalemixer as xsm
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.nn.scalemixer import CoupledModel, SamplerConfig
-from xscalemixer.state import HOURS
+from xscalemixer.state import HOURS, STATICS
 from xscalemixer.training import objectives
 from xscalemixer.training.data import FromScratch, TrainingData
 from xscalemixer.training.objectives import CoupledObjective, GlobalObjective
@@ -259,3 +260,23 @@ def test_another_global_network_is_refused(tree):
     first = xsm.train(small_config(stages=stages(2)[:1]), tree)
     with pytest.raises(InputError, match="around the global network of 'tiny': its width, outer.depth differ. Choose size="):
         xsm.train(small_config(stages=stages(2)[1:2], network={"width": 64, "outer": {"depth": 2}}), tree, outer=first)
+
+
+# --- regions in odd places
+
+
+@pytest.mark.parametrize("west_negative", [False, True])
+def test_a_box_of_sea_across_the_date_line(west_negative):
+    """No land, no slope, longitudes in either count: trained with all statics, cold started by terrain physics."""
+    hours = START + np.arange(1, 73) * HOUR
+    sea = box(hours, west=171.0, shape=(16, 24))
+    sea = sea.assign(orog=0.0 * sea["orog"], lsm=0.0 * sea["lsm"]).map(lambda field: field.assign_attrs(box()[field.name].attrs))
+    if west_negative:
+        sea = sea.assign_coords(longitude=(sea["longitude"] + 180) % 360 - 180)
+    tree = xr.DataTree.from_dict({"/global": small_tree()["global"].to_dataset(), "/regional": sea})
+    config = small_config(stages=stages(1), statics=STATICS, first_guess="terrain")
+    model = xsm.train(config, tree)
+    fc = xsm.forecast(tree["global"].to_dataset(), 6, model=model)
+    assert all(np.isfinite(field).all() for field in fc.values())
+    driver = tree["global"]["t2m"].isel(time=-1).interp(latitude=52.0, longitude=185.0)
+    assert float(fc["t2m"][0, 0].sel(latitude=52.0, longitude=185.0, method="nearest")) == pytest.approx(float(driver), abs=15.0)
