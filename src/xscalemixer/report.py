@@ -113,7 +113,7 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict) -> Report:
         """Inverse of `to_dict`."""
-        kinds = {kind.__name__: kind for kind in (InputError, *InputError.__subclasses__())}
+        kinds = {kind.__name__: kind for kind in [InputError, *InputError.__subclasses__()]}
         return cls(data["title"], [Finding(**{**finding, "error": kinds[finding["error"]]}) for finding in data["findings"]])
 
     def __repr__(self) -> str:
