@@ -209,8 +209,9 @@ class Downscaler(Model):
         patch = patch or self.patch or ((_PATCH, _PATCH) if rows * columns > _WHOLE else None)
         if patch is None:
             return TilingConfig()
+        rows, columns = patch
         overlap = min(32, min(patch) // 4)
-        return TilingConfig(patch=tuple(patch), overlap=overlap, margin=min(4, overlap // 4))
+        return TilingConfig(patch=(rows, columns), overlap=overlap, margin=min(4, overlap // 4))
 
     def require_lead(self, forecast: bool, task: str) -> None:
         """Refuse an analysis where the errors of forecasts are to be added; ``task`` says what is not done.

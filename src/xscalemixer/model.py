@@ -195,14 +195,16 @@ class ForecastModel(Model):
 
     Attributes
     ----------
-    hours : int
-        Length of a step; a state has at least the hours of the last one.
     inner : Branch
         What is forecast, and on which grid.
     """
 
-    hours: int
     inner: Branch
+
+    @property
+    @abstractmethod
+    def hours(self) -> int:
+        """Length of a step; a state has at least the hours of the last one."""
 
     @property
     @abstractmethod
