@@ -44,7 +44,12 @@ __all__ = [
     "VariableAttention",
 ]
 
-STAGES = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
+TrainingWay = Literal["implicit", "joint", "explicit"]
+STAGES: dict[TrainingWay, tuple[str, ...]] = {
+    "implicit": ("implicit",),
+    "joint": ("joint",),
+    "explicit": ("autoencoder", "translator"),
+}
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -63,7 +68,7 @@ class ObjectiveConfig:
         The same for the encoders that make the latents of stage II; 0: the encoders themselves, as published.
     """
 
-    way: Literal["implicit", "joint", "explicit"] = "implicit"
+    way: TrainingWay = "implicit"
     momentum: float = 0.9
     encoder_momentum: float = 0.0
 
