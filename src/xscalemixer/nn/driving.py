@@ -53,7 +53,7 @@ class Driver(nn.Module):
             steps = (np.abs(np.diff(axis)).mean() for axis in cells.axes)
             self._register("halo", cells, *(_enlarged(axis, _HALO * step) for axis, step in zip((lat, lon), steps, strict=True)))
 
-        rows = list(zip(*config.shared, strict=True)) or [[]] * 4
+        rows = list(zip(*config.shared, strict=True)) or [()] * 4
         for name, row in zip(("target", "source"), rows, strict=False):
             self.register_buffer(name, torch.tensor(row, dtype=torch.long), persistent=False)
         for name, row in zip(("scale", "offset"), rows[2:], strict=True):

@@ -241,7 +241,7 @@ class Met2NetConfig:
 class _Convolution(nn.Conv2d):
     """Convolution that keeps the size (or halves it): zeros beyond the edges, or the far side where longitude wraps."""
 
-    bias: nn.Parameter
+    bias: nn.Parameter  # never left out
 
     def __init__(self, d_in: int, d_out: int, kernel: int, *, periodic: bool, stride=1, dilation=1, groups=1):
         reach = dilation * (kernel // 2)

@@ -228,7 +228,8 @@ class PredictionHead(nn.Module):
         if self.refine is None:
             return x
         first, *others = self.refine
-        x = _on_both(cast("nn.Conv2d", first), x, require_shape("local fields", local, (None,) * 4))
+        first = cast("nn.Conv2d", first)  # a Sequential does not know the kind of its layers
+        x = _on_both(first, x, require_shape("local fields", local, (None,) * 4))
         for layer in others:
             x = layer(x)
         return x

@@ -324,7 +324,7 @@ def _known(kind: type, data: Any, subject: str, report: Report) -> dict[str, Any
     if not isinstance(data, Mapping):
         report.error(subject, f"a {type(data).__name__}", "keys and values", kind=InputError)
         return {}
-    annotated = typing.get_type_hints(kind)  # what a class of settings admits, too, which is no setting
+    annotated = typing.get_type_hints(kind)  # with sizes, kinds and idle, which are no settings
     hints = {each.name: annotated[each.name] for each in fields(kind)}
     for key in (key for key in data if key not in hints):
         near = difflib.get_close_matches(key, hints, 1)
