@@ -496,6 +496,11 @@ def test_unusable_time_axes(ds, match):
         report.raise_errors()
 
 
+def test_no_levels_written_as_text_are_no_levels(ds):
+    named = ds.assign_coords(level=("level", [f"{level}hPa" for level in LEVELS]))
+    assert "z: no geopotential" in problems(named.isel(level=[]))
+
+
 def test_times_that_are_not_there_are_listed(ds):
     assert "1 of 2 times are not in the data: 2030-01-01T00:00" in problems(
         ds, times=[ds.time.values[0], np.datetime64("2030-01-01")]

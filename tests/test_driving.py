@@ -77,6 +77,11 @@ def test_untrained_downscaler_returns_shared_channels_linear_in_time():
     assert not step.inner[:, :, 1].any()
 
 
+def test_downscaler_names_the_insolation_that_it_lacks():
+    with pytest.raises(ValueError, match="regional forcing is missing"):
+        build(coupling="downscaled")(**inputs() | {"inner_forcing": None})
+
+
 def test_frame_of_shared_channels_is_the_driver():
     free, framed = (build(coupling="lam", shared=SHARED, frame=frame) for frame in (0, 3))
     framed.load_state_dict(free.state_dict())

@@ -315,6 +315,8 @@ def test_autoencoders_learn_past_and_future_frames_alike():
 def test_a_stage_of_another_way_is_refused():
     with pytest.raises(ValueError, match=r"stage='joint'; training the explicit way has \('autoencoder', 'translator'\)"):
         objective_of("explicit").loss(batch_of(), "joint")
+    with pytest.raises(ValueError, match="training the joint way has no reconstruction through a frozen translator"):
+        objective_of("joint").reconstruction_loss(*batch_of().values())
     with pytest.raises(ValueError, match="stage='translator'; training the implicit way"):
         objective_of().trainable("translator")
 

@@ -12,6 +12,7 @@ from train_tiny import PERIODS, small_config, small_tree, stages
 from worlds import HOUR, START, forecaster
 
 import xscalemixer as xsm
+from xscalemixer.errors import CheckpointError
 from xscalemixer.physics.pressure import standard_pressure, standard_temperature
 from xscalemixer.reduction import to_sea_level
 from xscalemixer.samples import Series, survey
@@ -63,6 +64,8 @@ def test_a_field_over_relief_is_scaled_by_what_is_left_of_it():
     fields, (m, s) = standard_atmosphere(), stats.arrays(REGIONAL)
     by_hand = ((fields - offset) / factor - m[:, None, None]) / s[:, None, None]
     np.testing.assert_allclose((fields - mean) / std, by_hand, rtol=1e-3, atol=1e-3)
+    with pytest.raises(CheckpointError, match="reduced to sea level; needed orog"):
+        replace(forecaster().inner, stats=stats).scale(None)
 
 
 @torch.inference_mode()

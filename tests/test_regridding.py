@@ -541,8 +541,14 @@ def test_from_one_curvilinear_grid_onto_another_keeps_a_linear_field():
                       for b, a in ((y, x), (y[1:-1] + 3e3, x[1:-1] + 4e3)))  # fmt: skip
     field = np.add.outer(2 * y, -x)
     np.testing.assert_allclose(Regridder(source, target)(field), np.add.outer(2 * (y[1:-1] + 3e3), -(x[1:-1] + 4e3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["auto", "xesmf"])
+def test_cells_of_a_curvilinear_grid_are_not_averaged_over(backend):
+    y, x = np.arange(0.0, -90e3, -10e3), np.arange(0.0, 80e3, 10e3)
+    target = CurvilinearGrid(*from_projection(LAMBERT, *np.meshgrid(y, x, indexing="ij")), LAMBERT)
     with pytest.raises(GridError, match=r"cannot be averaged over(?s:.*)needed method='bilinear'"):
-        Regridder(source, target, "conservative")
+        Regridder(GLOBAL, target, "conservative", backend=backend)
 
 
 def test_bicubic_is_exact_for_parabolas_and_has_no_kinks():

@@ -49,13 +49,14 @@ def test_settings_survive_json():
 
 def test_everything_wrong_in_settings_at_once():
     settings = small_config(stages=ONE).to_dict()
-    settings |= {"warm_up": 3, "seed": "7", "ema": True}
+    settings |= {"warm_up": 3, "seed": "7", "ema": True, "kinds": ["global"]}
     settings["stages"] = [{**settings["stages"][0], "udpates": 3, "batch": 2.5}, {"kind": "magic", "updates": 1}, 4]
     del settings["name"]
-    with pytest.raises(InputError, match="8 problems") as caught:
+    with pytest.raises(InputError, match="9 problems") as caught:
         xsm.TrainConfig.from_dict(settings)
     for message in (
-        "unknown key 'warm_up'.*Is it 'warmup'", "seed='7'. Needed: a whole number", "ema=True. Needed: a number", "no 'name'",
+        "unknown key 'warm_up'.*Is it 'warmup'", "unknown key 'kinds'", "seed='7'. Needed: a whole number",
+        "ema=True. Needed: a number", "no 'name'",
         r"stages\[0\]: unknown key 'udpates'.*Is it 'updates'", r"stages\[0\]: batch=2.5. Needed: a whole number",
         r"stages\[1\]: kind='magic'", r"stages\[2\]: a int",
     ):  # fmt: skip

@@ -9,11 +9,12 @@ from functools import cached_property
 import numpy as np
 
 from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps
-from xscalemixer.physics import humidity, terrain, wind
+from xscalemixer.physics import humidity, terrain
 from xscalemixer.physics.lapse import LAPSE_RATE_BOUNDS, local_lapse_rate
 from xscalemixer.physics.pressure import hypsometric_pressure
 from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.physics.sunlight import Sunshine, short_wave_on_relief
+from xscalemixer.physics.wind import MassBalance, layer_depth, over_relief
 from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief
 
@@ -71,7 +72,8 @@ class Carrier:
             As many as were given.
         """
         t2m = np.asarray(t2m, dtype=np.float32)
-        rate = self.to_relief(local_lapse_rate(t2m, self.height, self._steps)).clip(*map(np.float32, LAPSE_RATE_BOUNDS))
+        lowest, highest = map(np.float32, LAPSE_RATE_BOUNDS)
+        rate = self.to_relief(local_lapse_rate(t2m, self.height, self._steps)).clip(lowest, highest)
         below = self.to_relief(t2m)
         above = below - rate * self.rise
         if sp is None:
@@ -91,8 +93,8 @@ class Carrier:
 
     def wind(self, u10: np.ndarray, v10: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Weights of slope and curvature, then conservation of mass."""
-        free = [self.to_relief(np.asarray(part, dtype=np.float32)) for part in (u10, v10)]
-        u, v = self._balance(*wind.over_relief(*free, self.relief.gradient, self._curvature), *free)
+        free_u, free_v = (self.to_relief(np.asarray(part, dtype=np.float32)) for part in (u10, v10))
+        u, v = self._balance(*over_relief(free_u, free_v, self.relief.gradient, self._curvature), free_u, free_v)
         return u.astype(np.float32), v.astype(np.float32)
 
     def cloud(self, tcc: np.ndarray) -> np.ndarray:
@@ -127,8 +129,8 @@ class Carrier:
         return terrain.curvature(self.relief.height.values, self.relief.steps)
 
     @cached_property
-    def _balance(self) -> wind.MassBalance:
-        return wind.MassBalance(wind.layer_depth(self.rise), self.relief.steps, float(np.sqrt(self.grid.area.mean())))
+    def _balance(self) -> MassBalance:
+        return MassBalance(layer_depth(self.rise), self.relief.steps, float(np.sqrt(self.grid.area.mean())))
 
     @cached_property
     def _sunshine(self) -> Sunshine:

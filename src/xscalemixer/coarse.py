@@ -153,5 +153,6 @@ def _starts(ds: xr.Dataset, report: Report, what: str) -> list[xr.Dataset]:
 
 
 def _joined(pieces: list[xr.Dataset]) -> xr.Dataset:
-    how = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "combine_attrs": "override"}
-    return xr.concat(pieces, "time", join="override", **how)
+    return xr.concat(
+        pieces, "time", data_vars="minimal", coords="minimal", compat="override", join="override", combine_attrs="override"
+    )

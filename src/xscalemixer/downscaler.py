@@ -44,6 +44,14 @@ class Inputs(NamedTuple):
     scalars: Tensor
 
 
+def _pair(given: Sequence[int] | None) -> tuple[int, int] | None:
+    """Two numbers as they were before JSON made a list of them."""
+    if given is None:
+        return None
+    first, second = given
+    return first, second
+
+
 class _Domain(nn.Module):
     """Constant fields of the fine grid, kept with the weights; see `state.statics_of`."""
 
@@ -98,7 +106,7 @@ class Downscaler(Model):
 
     def __post_init__(self):
         self.calendar = tuple(self.calendar)
-        self.leads, self.patch = (None if pair is None else tuple(pair) for pair in (self.leads, self.patch))
+        self.leads, self.patch = _pair(self.leads), _pair(self.patch)
         self.domain = _Domain(len(self.fine.statics), self.fine.grid.shape)
         self.scale_fine = Normalizer(*self.fine.stats.arrays(self.fine.schema))
         self.interpolate = Regridder(self.coarse.grid, self.fine.grid, "bilinear")
@@ -210,7 +218,7 @@ class Downscaler(Model):
         if patch is None:
             return TilingConfig()
         overlap = min(32, min(patch) // 4)
-        return TilingConfig(patch=tuple(patch), overlap=overlap, margin=min(4, overlap // 4))
+        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4))
 
     def require_lead(self, forecast: bool, task: str) -> None:
         """Refuse an analysis where the errors of forecasts are to be added; ``task`` says what is not done.

@@ -191,14 +191,15 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
         ``region_moves_driver_inside`` and ``region_moves_driver_outside``: change of the driver, inside and outside of the
         region, when the region is disturbed.
     """
-    inside = _inside(model.outer.grid, model.inner.grid).to(start.outer.device)
-    raised_outer = State(start.time, start.outer + model.scale_outer.std * ~inside, start.inner)
-    raised_inner = State(start.time, start.outer, start.inner + model.scale_inner.std)
-    last = lambda state: list(model.rollout(state, steps))[-1]
+    outer, inner = start.parts["outer"], start.inner
+    inside = _inside(model.outer.grid, model.inner.grid).to(outer.device)
+    raised_outer = State(start.time, outer + model.scale_outer.std * ~inside, inner)
+    raised_inner = State(start.time, outer, inner + model.scale_inner.std)
+    last = lambda state: list(model.rollout(state, steps))[-1].parts
     plain, driven, fed = last(start), last(raised_outer), last(raised_inner)
-    change = ((fed.outer - plain.outer) / model.scale_outer.std).abs().mean((0, 1))
+    change = ((fed["outer"] - plain["outer"]) / model.scale_outer.std).abs().mean((0, 1))
     return {
-        "driver_outside_moves_region": float(((driven.inner - plain.inner) / model.scale_inner.std).abs().mean()),
+        "driver_outside_moves_region": float(((driven["inner"] - plain["inner"]) / model.scale_inner.std).abs().mean()),
         "region_moves_driver_inside": float(change[inside].mean()),
         "region_moves_driver_outside": float(change[~inside].mean()),
     }

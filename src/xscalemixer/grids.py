@@ -190,6 +190,22 @@ class CurvilinearGrid:
             return "projection unknown"
         return self.crs.coordinate_operation.method_name if self.crs.coordinate_operation else self.crs.name
 
+    @property
+    def known_crs(self) -> CRS:
+        """`crs`, where there must be one.
+
+        Raises
+        ------
+        GridError
+            If the projection is not known.
+        """
+        if self.crs is None:
+            raise GridError(
+                "this grid has no projected axes",
+                ["the projection is not known; add one: ds['crs'] = xr.DataArray(0, attrs=pyproj.CRS(...).to_cf())"],
+            )
+        return self.crs
+
     @cached_property
     def axes(self) -> tuple[np.ndarray, np.ndarray]:
         """Projected coordinates ``(y, x)``, shapes (H,) and (W,), m or (rotated poles) degrees.
@@ -199,13 +215,8 @@ class CurvilinearGrid:
         GridError
             If the projection is not known, or rows or columns are not straight in it, to one hundredth of a cell.
         """
-        if self.crs is None:
-            raise GridError(
-                "this grid has no projected axes",
-                ["the projection is not known; add one: ds['crs'] = xr.DataArray(0, attrs=pyproj.CRS(...).to_cf())"],
-            )
-        y, x = to_projection(self.crs, self.latitude, self.longitude)
-        if self.crs.is_geographic:
+        y, x = to_projection(self.known_crs, self.latitude, self.longitude)
+        if self.known_crs.is_geographic:
             x = np.unwrap(np.unwrap(x, period=360.0, axis=1), period=360.0, axis=0)
         axes = y.mean(axis=1), x.mean(axis=0)
         steps = [np.diff(axis) for axis in axes]

@@ -37,6 +37,7 @@ __all__ = ["hindcast"]
 
 _MEMORY = 2**30  # bytes of starts that are held at once
 _CHUNK = 2**24  # bytes of a variable in one chunk of a store, at most
+_Problems = dict[np.datetime64, list[tuple[type[InputError], str]]]  # of each start: kind and words
 
 
 def hindcast(
@@ -97,8 +98,8 @@ def hindcast(
     template = _assembled(source.times, _nothing(model, hours), hours, describe)
     if to is None:
         with progress_bar(source.times.size * hours, "h", "hindcast", progress) as bar:
-            fields = dict(_runs(model, source, source.times, hours, bar))
-        return _assembled(source.times, [fields[time] for time in source.times], hours, describe)
+            made = dict(_runs(model, source, source.times, hours, bar))
+        return _assembled(source.times, [made[time] for time in source.times], hours, describe)
     run = {
         "weights": model.weights_sha256(),
         "starts": f"{source.times.size} from {source.times.min()} to {source.times.max()}",
@@ -145,7 +146,8 @@ class _Source:
             Listing every start that cannot be made.
         """
         self._check_times()
-        digest, problems = hashlib.sha256(), {}
+        digest = hashlib.sha256()
+        problems: _Problems = {}
         for group, starts, report in self.groups(self.times):
             if not report.ok:
                 problems |= self._one_by_one(group, report)
@@ -180,7 +182,7 @@ class _Source:
             Listing every start that is not.
         """
         report = Report("input")
-        problems = {}
+        problems: _Problems = {}
         for each in (each for each in self._model.inputs if each.part in self._data):
             known = valid_times(self._data[each.part], report)
             report.raise_errors("no hindcast was made")
@@ -193,9 +195,9 @@ class _Source:
                     problems.setdefault(time, []).append((TimeError, f"not in the {each.words} ({span}): {hour}"))
         _refuse(problems, self._model)
 
-    def _one_by_one(self, times: np.ndarray, whole: Report) -> dict:
+    def _one_by_one(self, times: np.ndarray, whole: Report) -> _Problems:
         """Problems of each start of a group that has some."""
-        problems = {}
+        problems: _Problems = {}
         for time in times:
             _, report = prepare(model=self._model, init_time=time, **self._given)
             if not report.ok:
@@ -203,7 +205,7 @@ class _Source:
         return problems or {times[0]: [(finding.error, str(finding)) for finding in whole.select("error")]}
 
 
-def _refuse(problems: dict, model: ForecastModel) -> None:
+def _refuse(problems: _Problems, model: ForecastModel) -> None:
     """Raise one error that lists all starts with problems, those with the same problem together."""
     alike: dict[str, list[np.datetime64]] = {}
     for time, ones in problems.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -154,7 +155,8 @@ def from_weatherbench2(ds: xr.Dataset) -> xr.Dataset:
     report.raise_errors("this cannot be read as WeatherBench 2")
     if set(ds.dims) >= _CLIMATOLOGY:
         means = {f"{new}_mean": old for old, new in _WEATHERBENCH2.variables.items() if f"{new}_mean" in ds and new not in ds}
-        axes, ds = ("hour", "dayofyear"), _rename(ds, means)
+        axes: tuple[str, ...] = ("hour", "dayofyear")
+        ds = _rename(ds, means)
     elif _WEATHERBENCH2.lead_time in ds.coords:
         axes, ds = ("reference_time", "lead_time", "member"), to_forecast(ds)
     elif "time" in ds.dims:
@@ -242,7 +244,7 @@ def to_forecast(ds: xr.Dataset) -> xr.Dataset:
     _check_once(ds, start, lead)
     if valid is not None:
         _check_valid(ds, start, lead, valid)
-        ds = ds.drop_vars(valid)
+        ds = ds.drop_vars([valid])
     names = {found[role]: role for role in ("reference_time", "lead_time", "member") if role in found}
     return _describe(_put_axes_first(_rename(ds, names)))
 
@@ -268,8 +270,8 @@ def _export(ds: xr.Dataset, layout: _Layout) -> xr.Dataset:
 
 def _named(ds: xr.Dataset, layout: _Layout) -> xr.Dataset:
     """Variables and the axis of pressure as the layout calls them; the caller's dataset keeps its encoding."""
-    levels = {name: pressure_levels(ds[name], Report("")) for name in ds.coords if ds[name].ndim < 2}
-    levels = {name: values for name, values in levels.items() if values is not None}
+    axes = {name: coordinate for name, coordinate in ds.coords.items() if coordinate.ndim < 2}
+    levels = {name: found for name, axis in axes.items() if (found := pressure_levels(axis, Report(""))) is not None}
     if len(levels) > 1:
         raise SchemaError("these levels are ambiguous", [f"{', '.join(map(str, levels))} are all pressures; keep one"])
     for name, values in levels.items():
@@ -324,7 +326,7 @@ def _find_axes(ds: xr.Dataset) -> dict[str, Hashable]:
         If two coordinates claim one role.
     """
     coords = {name: _standard_name(ds[name]) for name in ds.coords}
-    found = {}
+    found: dict[str, Hashable] = {}
     for role, (standard_name, names) in _ROLES.items():
         claims = [name for name, given in coords.items() if given == standard_name]
         claims = claims or [name for name, given in coords.items() if given is None and str(name).lower() in names]
@@ -332,7 +334,8 @@ def _find_axes(ds: xr.Dataset) -> dict[str, Hashable]:
             kind = SchemaError if role == "member" else TimeError
             problem = f"{', '.join(map(str, claims))} all claim to be the {role}"
             raise kind("this forecast is ambiguous", [f"{problem}; drop all but one with ds.drop_vars"])
-        found |= dict.fromkeys([role], *claims) if claims else {}
+        if claims:
+            found[role] = claims[0]
     return _settle_time(ds, found, coords.get("time", ""))
 
 
@@ -418,11 +421,11 @@ def _check_valid(ds: xr.Dataset, start: Hashable, lead: Hashable, valid: Hashabl
         raise TimeError("this forecast contradicts itself", [problem])
 
 
-def _rename(ds: xr.Dataset, names: Mapping[Hashable, str]) -> xr.Dataset:
+def _rename(ds: xr.Dataset, names: Mapping[Any, str]) -> xr.Dataset:
     """Give the axes our names, and variables that carry the names of an exported layout too."""
     rows = [row for layout in (_WEATHERBENCH2, _CFGRIB) for row in layout.variables.items()]
     exported = {new: old for old, new in rows if new in ds.data_vars and old not in ds.variables}
-    return ds.rename({old: new for old, new in (exported | names).items() if old != new})
+    return ds.rename({old: new for old, new in {**exported, **names}.items() if old != new})
 
 
 def _put_axes_first(ds: xr.Dataset) -> xr.Dataset:

@@ -53,15 +53,20 @@ class Branch:
     def scale(self, height: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the fields in physical units over ground of a height (h, w) in m.
 
-        Without one the statistics must not be those of reduced fields.
-
         Returns
         -------
         mean, std : array, shape (C,), or (C, h, w) where the statistics are those of reduced fields
+
+        Raises
+        ------
+        CheckpointError
+            If they are, and there are no heights.
         """
         mean, std = self.stats.arrays(self.schema)
         if not self.stats.reduced:
             return mean, std
+        if height is None:
+            raise CheckpointError("this model cannot run", ["its statistics are those of fields reduced to sea level; needed orog"])
         offset, factor = to_sea_level(self.schema, height)
         return offset + factor * mean[:, None, None], factor * std[:, None, None]
 
@@ -211,14 +216,16 @@ class ForecastModel(Model):
 
     Attributes
     ----------
-    hours : int
-        Length of a step; a state has at least the hours of the last one.
     inner : Branch
         What is forecast, and on which grid.
     """
 
-    hours: int
     inner: Branch
+
+    @property
+    @abstractmethod
+    def hours(self) -> int:
+        """Length of a step; a state has at least the hours of the last one."""
 
     @property
     @abstractmethod

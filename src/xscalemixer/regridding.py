@@ -205,7 +205,7 @@ class Regridder:
     @cached_property
     def whole(self) -> np.ndarray:
         """Target cells of `covered` that lie wholly inside the source (interpolated: all of them); bool, shape (h, w)."""
-        if self.method != "conservative":
+        if self.method != "conservative" or isinstance(self.target, CurvilinearGrid):  # averages are for a Grid only
             return self.covered
         if isinstance(self.source, Grid):
             return self.covered & (self.weights.coverage > _WHOLE)
@@ -382,16 +382,16 @@ def _cell_ratio(source: Grid | CurvilinearGrid, target: Grid) -> float:
 
 
 def _build(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid, method: str, backend: str) -> _Separable | _General:
-    if backend == "xesmf":
-        return _xesmf(source, target, method)
     if method == "conservative" and isinstance(target, CurvilinearGrid):
         raise GridError(
             "cells of a curvilinear grid cannot be averaged over",
             ["needed method='bilinear', or a target on a latitude-longitude grid: xsm.Grid.regular(north, west, step, shape)"],
         )
+    if backend == "xesmf":
+        return _xesmf(source, target, method)
     if method == "bicubic":
         return _bicubic(source, target)
-    if method == "conservative":
+    if method == "conservative" and isinstance(target, Grid):
         return _overlaps(source, target) if isinstance(source, Grid) else _pieces(source, target)
     if isinstance(source, Grid):
         return _bilinear(source, target) if isinstance(target, Grid) else _scattered(source, target)
@@ -469,8 +469,8 @@ def point_weights(source: Grid | CurvilinearGrid, latitude: np.ndarray, longitud
     if isinstance(source, Grid):
         (y_axis, x_axis), y, x, wrap = _axes(source), latitude, longitude, True
     else:
-        y_axis, x_axis = source.axes
-        (y, x), wrap = to_projection(source.crs, latitude, longitude), source.crs.is_geographic
+        (y_axis, x_axis), crs = source.axes, source.known_crs
+        (y, x), wrap = to_projection(crs, latitude, longitude), crs.is_geographic
     rows = _locate(y_axis, y_axis, np.asarray(y))
     periodic = isinstance(source, Grid) and source.periodic
     columns = _locate(x_axis, x_axis, np.asarray(x), wrap=wrap, periodic=periodic)
@@ -621,7 +621,7 @@ def _cell_of(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return row * grid.shape[1] + column, inside
 
 
-def _xesmf(source: Grid | CurvilinearGrid, target: Grid, method: str) -> _General:
+def _xesmf(source: Grid | CurvilinearGrid, target: Grid | CurvilinearGrid, method: str) -> _General:
     """Weights from xESMF, where it works."""
     if method == "conservative" and isinstance(source, CurvilinearGrid):
         raise GridError(

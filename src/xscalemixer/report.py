@@ -98,12 +98,15 @@ class Report:
         InputError
             If they are of several kinds.
         """
+        if not self.ok:
+            raise self.failure(task)
+
+    def failure(self, task: str | None = None) -> InputError:
+        """What `raise_errors` raises: one error that lists every problem."""
         errors = self.select("error")
-        if not errors:
-            return
         kinds = {finding.error for finding in errors}
         kind = kinds.pop() if len(kinds) == 1 else InputError
-        raise kind(task or f"{self.title} cannot be used", map(str, errors))
+        return kind(task or f"{self.title} cannot be used", map(str, errors))
 
     def to_dict(self) -> dict:
         """Plain data, for JSON."""
@@ -113,7 +116,8 @@ class Report:
     @classmethod
     def from_dict(cls, data: dict) -> Report:
         """Inverse of `to_dict`."""
-        kinds = {kind.__name__: kind for kind in (InputError, *InputError.__subclasses__())}
+        known: list[type[InputError]] = [InputError, *InputError.__subclasses__()]
+        kinds = {kind.__name__: kind for kind in known}
         return cls(data["title"], [Finding(**{**finding, "error": kinds[finding["error"]]}) for finding in data["findings"]])
 
     def __repr__(self) -> str:

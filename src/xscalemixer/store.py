@@ -15,14 +15,18 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import numpy as np
 import xarray as xr
 
 from xscalemixer.errors import InputError
 from xscalemixer.output import chunk_sizes
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = ["Block", "BlockStore", "ForecastStore"]
 
@@ -49,10 +53,13 @@ class _Journaled(ABC):
         self._journal: list[dict] = []
         self._lock = lock
         self._group = zarr.open_group(path, mode="r+", zarr_format=2, use_consolidated=False)
-        self._fields = {name: self._group[name] for name in head["fields"]}
+        self._fields = {name: self._array(name) for name in head["fields"]}
+
+    def _array(self, name: str) -> zarr.Array:
+        return cast("zarr.Array", self._group[name])  # the layout has no other group than that of the progress
 
     @classmethod
-    def _create(cls, path: str | Path, template: xr.Dataset, head: Mapping[str, object], overwrite: bool):
+    def _create(cls, path: str | PathLike, template: xr.Dataset, head: Mapping[str, object], overwrite: bool):
         """Lay out a new store: lazy fields of the template, which are not read, grow; all others are written now."""
         path = _local(path)
         _check_free(path, overwrite, cls._content)
@@ -71,7 +78,7 @@ class _Journaled(ABC):
         return cls(path, head, _acquire(path))
 
     @classmethod
-    def resume(cls, path: str | Path, fingerprint: Mapping[str, object]):
+    def resume(cls, path: str | PathLike, fingerprint: Mapping[str, object]):
         """Open an unfinished store, compare every block with the journal, and forget what does not match.
 
         Raises
@@ -190,7 +197,7 @@ class BlockStore(_Journaled):
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | PathLike,
         template: xr.Dataset,
         fingerprint: Mapping[str, object],
         blocks: Sequence[Block],
@@ -277,11 +284,11 @@ class ForecastStore(_Journaled):
     def __init__(self, path: Path, head: dict, lock):
         super().__init__(path, head, lock)
         self.restart: dict[str, np.ndarray] = {}
-        self._leads = self._group["lead_time"]
+        self._leads = self._array("lead_time")
 
     @classmethod
     def create(
-        cls, path: str | Path, template: xr.Dataset, fingerprint: Mapping[str, object], *, overwrite: bool = False
+        cls, path: str | PathLike, template: xr.Dataset, fingerprint: Mapping[str, object], *, overwrite: bool = False
     ) -> ForecastStore:
         """Lay out a new store with the coordinates and static fields of ``template``, all other values NaN.
 
@@ -394,8 +401,8 @@ def _dims(array) -> list[str]:
     return array.attrs["_ARRAY_DIMENSIONS"]
 
 
-def _local(path: str | Path) -> Path:
-    if "://" in str(path):
+def _local(path: str | PathLike) -> Path:
+    if "://" in os.fspath(path):
         raise InputError(f"{path} is not a local path", ["stream to a local folder and copy it when it is complete"])
     return Path(path).absolute()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Hashable
 from functools import partial
 
 import numpy as np
@@ -83,8 +84,9 @@ def adjust_to_terrain(
     relief = read_relief(orography, grid, report)
     data = _read_fields(ds, report)
     hours = _radiation_hours(ds, radiation_hours, report)
-    if relief is not None and data is not None:
-        _cover(data, relief, report)
+    if relief is None or data is None:
+        raise report.failure(_TASK)
+    _cover(data, relief, report)
     report.raise_errors(_TASK)
     around = _around(data, relief)
     fine, source = _carry(around, relief, hours), grid_of(around)
@@ -113,14 +115,14 @@ def _carry(data: xr.Dataset, relief: Relief, hours: int) -> dict[str, xr.DataArr
     whole = data.chunk(dict.fromkeys(coarse, -1)) if data.chunks else data
     sizes = dict(zip(relief.dims, relief.grid.shape, strict=True))
 
-    def carry(function, *inputs: xr.DataArray, core: tuple, outputs: int = 1):
+    def carry(function, *inputs: xr.DataArray, core: list[tuple[Hashable, ...]], outputs: int = 1):
         bare = [array.drop_vars(set(array.coords) & {*coarse, "latitude", "longitude"}) for array in inputs]
         return xr.apply_ufunc(
             function, *bare, input_core_dims=core, output_core_dims=[relief.dims] * outputs, exclude_dims={*coarse},
             dask="parallelized", output_dtypes=["f4"] * outputs, dask_gufunc_kwargs={"output_sizes": sizes},
         )  # fmt: skip
 
-    fine = {}
+    fine: dict[str, xr.DataArray] = {}
     if "t2m" in data:
         names = [name for name in ("t2m", "sp", "q2m") if name in data]
         single = len(names) == 1

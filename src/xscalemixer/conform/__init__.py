@@ -146,8 +146,8 @@ def translate(ds: xr.Dataset, schema: Schema, report: Report, *, dims: tuple[str
         left out, and an error in the report.
     """
     fields, _ = _gather(ds, schema, None, 1.0, report, dims)
-    fields = {name: array for name, array in fields.items() if name in schema.names and array is not None}
-    return _with_projection(_assemble(fields, schema), ds, report)
+    there = {name: array for name, array in fields.items() if name in schema.names and array is not None}
+    return _with_projection(_assemble(there, schema), ds, report)
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def holdings(ds: xr.Dataset) -> Holdings:
     """Look through a dataset for variables of the catalog; nothing is computed."""
     source = Source(ds, Report(""), ())
     known_phase = relative_humidity_phase(ds, None, Report("")) is not None
-    plans = {name: plan(name, source) for name, row in CATALOG.items() if row.role != "static"}
-    plans = {name: steps for name, steps in plans.items() if steps is not None}
+    dynamic = [name for name, row in CATALOG.items() if row.role != "static"]
+    plans = {name: steps for name in dynamic if (steps := plan(name, source)) is not None}
     doubtful = (
         () if known_phase else tuple(name for name, steps in plans.items() if any(r and r.needs_phase for r in steps.values()))
     )
@@ -196,8 +196,9 @@ def _levels(name: str, steps: dict[str, Recipe | None], source: Source) -> tuple
     """Whole levels in hPa that a variable has, or all of its ingredients that are on levels have."""
     if not CATALOG[name].levels:
         return ()
-    arrays = [source.inventory.find(CATALOG[need]) for need, recipe in steps.items() if recipe is None and CATALOG[need].levels]
-    columns = [source.inventory.levels[source.inventory.places[str(array.name)].pressure] for array in arrays]
+    rows = [CATALOG[need] for need, recipe in steps.items() if recipe is None and CATALOG[need].levels]
+    arrays = [array for row in rows if (array := source.inventory.find(row)) is not None]
+    columns = [source.inventory.column(str(array.name)) for array in arrays]
     shared = sorted(set.intersection(*(set(column.tolist()) for column in columns)))
     return tuple(int(level) for level in shared if level == int(level))
 

@@ -15,9 +15,9 @@ from xscalemixer.variables import CATALOG
 
 __all__ = ["RECIPES", "Recipe", "derive", "plan", "relative_humidity_phase"]
 
-_PHASES = {"water": "water", "mixed": "the mixed phase of the IFS", "ice": "ice"}
+_PHASES: Mapping[humidity.Phase, str] = {"water": "water", "mixed": "the mixed phase of the IFS", "ice": "ice"}
 _TETENS = "the Tetens formula of the IFS documentation"
-_CENTERS = {
+_CENTERS: Mapping[str, tuple[humidity.Phase, str]] = {
     "kwbc": ("water", "NCEP models publish relative humidity over water"),
     "ecmf": ("mixed", "the IFS publishes relative humidity over its mixed phase, IFS documentation Part IV"),
 }
@@ -32,13 +32,13 @@ class Recipe:
     needs : tuple of str
         Catalog names of the ingredients.
     compute : callable
-        ``compute(ingredients, phase)`` returns the variable in canonical units; lazy.
+        ``compute(ingredients, phase)`` returns the variable in canonical units; lazy. The phase is None if nothing tells it.
     words : str
         Ends the sentence "derived from d2m and sp: ...".
     """
 
     needs: tuple[str, ...]
-    compute: Callable[[Mapping[str, xr.DataArray], humidity.Phase], xr.DataArray]
+    compute: Callable[[Mapping[str, xr.DataArray], humidity.Phase | None], xr.DataArray]
     words: str
 
     @property
@@ -125,7 +125,7 @@ def plan(name: str, source: Source, above: tuple[str, ...] = ()) -> dict[str, Re
     if source.has(name):
         return {name: None}
     for recipe in RECIPES.get(name, ()):
-        steps = {}
+        steps: dict[str, Recipe | None] = {}
         for need in recipe.needs:
             found = plan(need, source, (*above, name)) if need not in (*above, name) else None
             if found is None:
@@ -144,10 +144,14 @@ def derive(
     report: Report,
 ) -> xr.DataArray | None:
     """Compute one variable; None if an ingredient or the phase is unusable, which the report says already."""
-    ingredients = {need: fields[need] for need in recipe.needs}
-    if any(array is None for array in ingredients.values()) or (recipe.needs_phase and phase is None):
+    ingredients = {need: array for need in recipe.needs if (array := fields[need]) is not None}
+    if len(ingredients) < len(recipe.needs):
         return None
-    where = f" (relative humidity over {_PHASES[phase]})" if recipe.needs_phase else ""
+    where = ""
+    if recipe.needs_phase:
+        if phase is None:
+            return None
+        where = f" (relative humidity over {_PHASES[phase]})"
     report.assume(name, f"derived from {', '.join(recipe.needs)}{where}: {recipe.words}")
     order = max(ingredients.values(), key=lambda array: array.ndim).dims
     array = recipe.compute(ingredients, phase).astype("f4").rename(name)
@@ -156,8 +160,9 @@ def derive(
 
 def relative_humidity_phase(ds: xr.Dataset, rh_phase: str | None, report: Report) -> humidity.Phase | None:
     """The phase that relative humidity refers to: as told, or as the producing center is known to do it."""
-    if rh_phase in _PHASES:
-        return rh_phase
+    for phase in _PHASES:
+        if rh_phase == phase:
+            return phase
     choices = ", ".join(f'"{phase}"' for phase in _PHASES)
     if rh_phase is not None:
         report.error("relative humidity", f"rh_phase={rh_phase!r}", f"one of {choices}")

@@ -21,8 +21,8 @@ def pressure_levels(coordinate: xr.DataArray, report: Report) -> np.ndarray | No
     attrs, values = coordinate.attrs, coordinate.values.ravel()
     units = str(attrs.get("units", ""))
     if values.dtype.kind in "OUS":
-        found = [re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(value)) for value in values]
-        if not all(found) or str(coordinate.name).lower() not in _NAMES:
+        found = [match for value in values if (match := re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(value)))]
+        if not found or len(found) < values.size or str(coordinate.name).lower() not in _NAMES:
             return None
         values, units = np.array([float(match[1]) for match in found]), found[0][2] or units
     if values.dtype.kind not in "iuf":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +37,9 @@ class Place:
 
     Attributes
     ----------
-    pressure : str or None
+    pressure : Hashable or None
         Dimension or scalar coordinate that holds its pressure.
-    height : str or None
+    height : Hashable or None
         Dimension or scalar coordinate that holds its height above ground.
     heights : tuple of float
         Heights above ground in m, from that coordinate or from GRIB attributes.
@@ -47,8 +47,8 @@ class Place:
         ``GRIB_typeOfLevel``.
     """
 
-    pressure: str | None
-    height: str | None
+    pressure: Hashable | None
+    height: Hashable | None
     heights: tuple[float, ...]
     level_type: str | None
 
@@ -72,7 +72,7 @@ class Inventory:
 
     def __init__(self, ds: xr.Dataset, report: Report):
         self.ds, self.report = ds, report
-        levels = {str(name): pressure_levels(c, report) for name, c in ds.coords.items() if c.ndim <= 1 and name not in _AXES}
+        levels = {name: pressure_levels(c, report) for name, c in ds.coords.items() if c.ndim <= 1 and name not in _AXES}
         self.levels = {name: values for name, values in levels.items() if values is not None}
         self.places = {str(name): self._place(array) for name, array in ds.data_vars.items()}
 
@@ -85,6 +85,11 @@ class Inventory:
         heights = tuple(np.round(np.ravel(stated).astype(float), 1))
         return Place(pressure, height, heights, array.attrs.get("GRIB_typeOfLevel"))
 
+    def column(self, name: str) -> np.ndarray:
+        """Levels in hPa of a variable; none where it is not on pressure."""
+        pressure = self.places[name].pressure
+        return np.empty(0) if pressure is None else self.levels[pressure]
+
     def find(self, row: Variable) -> xr.DataArray | None:
         """The variable that ``row`` describes; homonyms are told apart by level, height and time processing.
 
@@ -94,8 +99,8 @@ class Inventory:
         wanted = "avg" if row.interval_mean else "instant"
         names = [name for name in names if self.ds[name].attrs.get("GRIB_stepType", wanted) == wanted] or names
         if row.levels:  # the most complete column
-            most = max((self.levels[self.places[name].pressure].size for name in names), default=0)
-            names = [name for name in names if self.levels[self.places[name].pressure].size == most]
+            most = max((self.column(name).size for name in names), default=0)
+            names = [name for name in names if self.column(name).size == most]
         if not names:
             return None
         first, *others = names
@@ -118,7 +123,7 @@ class Inventory:
         return f'Close: {", ".join([first, *others[:4]])}. If it is one of these, ds = ds.rename({{"{first}": "{row.name}"}})'
 
 
-def _vertical(array: xr.DataArray) -> Iterator[str]:
+def _vertical(array: xr.DataArray) -> Iterator[Hashable]:
     """Dimensions first, then scalar coordinates, without the time and horizontal ones."""
     names = [*array.dims, *(c for c in array.coords if c not in array.dims)]
     return (c for c in names if c not in _AXES and c in array.coords and set(array[c].dims) <= {c})

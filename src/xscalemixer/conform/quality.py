@@ -88,7 +88,7 @@ def _summarize(fields: Mapping[str, xr.DataArray]) -> dict[str, _Summary]:
 
 def _reductions(row: Variable, array: xr.DataArray) -> tuple:
     dims = [dim for dim in array.dims if dim not in ("time", "level")]
-    nan, infinite = array.isnull(), np.isinf(array)
+    nan, infinite = array.isnull(), xr.ufuncs.isinf(array)
     bad = nan | infinite
     low, high = (-np.inf if row.bounds[0] is None else row.bounds[0]), (np.inf if row.bounds[1] is None else row.bounds[1])
     parts = (array.where(~bad, np.inf).min(dims), array.where(~bad, -np.inf).max(dims), nan.sum(dims), infinite.sum(dims))
@@ -156,7 +156,7 @@ def _only(array: xr.DataArray, good: np.ndarray) -> xr.DataArray:
 def _check_infinite(row: Variable, array: xr.DataArray, summary: _Summary, report: Report) -> None:
     count = int(summary.infinite.sum())
     if count:
-        report.error(row.name, f"{count} infinite values, the first {_first(np.isinf(array))}", "finite values")
+        report.error(row.name, f"{count} infinite values, the first {_first(xr.ufuncs.isinf(array))}", "finite values")
 
 
 def _fill(row, array, summary, below, fields, report, *, quiet) -> xr.DataArray:

@@ -42,7 +42,7 @@ def to_mean_flux(ds: xr.Dataset, report: Report) -> xr.Dataset:
         flux = _from_data_store(ds, array, report)
     if flux is None:
         _refuse(array, report)
-        return ds.drop_vars(array.name)
+        return ds.drop_vars([array.name])
     return ds.assign(
         {array.name: (factor * flux).assign_attrs({**array.attrs, **flux.attrs, "units": "W m-2", "GRIB_stepType": "avg"})}
     )
@@ -94,7 +94,10 @@ def _step_ranges(array: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
     texts = str(array.attrs.get("GRIB_stepRange", "")).split()
     ranges = np.array([[float(x) for x in text.split("-")] for text in texts if "-" in text]).reshape(-1, 2)
     seconds = _STEP_SECONDS.get(int(array.attrs.get("GRIB_stepUnits", 1)))
-    return tuple(ranges.T * seconds) if seconds is not None else (np.empty(0), np.empty(0))
+    if seconds is None:
+        return np.empty(0), np.empty(0)
+    starts, ends = ranges.T * seconds
+    return starts, ends
 
 
 def _stating(flux: xr.DataArray, seconds: np.ndarray) -> xr.DataArray:

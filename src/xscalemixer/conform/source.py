@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 import xarray as xr
@@ -103,7 +103,7 @@ class Source:
     def _place(self, array: xr.DataArray, row: Variable) -> xr.DataArray | None:
         """Bring the dims to (time, [level], y, x): level in hPa, one height, one member; drop all other coordinates."""
         place = self.inventory.places[str(array.name)]
-        if row.levels:
+        if row.levels and place.pressure is not None:
             array = self._on_pressure(array, place.pressure)
         elif place.height in array.dims:
             array = array.isel({place.height: int(np.argmin(np.abs(np.array(place.heights) - row.height)))})
@@ -119,7 +119,7 @@ class Source:
         keep = {*dims, "latitude", "longitude"}
         return array.drop_vars([c for c in array.coords if c not in keep]).transpose(*dims, ...)
 
-    def _on_pressure(self, array: xr.DataArray, name: str) -> xr.DataArray:
+    def _on_pressure(self, array: xr.DataArray, name: Hashable) -> xr.DataArray:
         values = self.inventory.levels[name]
         if name not in array.dims:
             array = array.expand_dims(name)
@@ -181,13 +181,14 @@ class Source:
         from xscalemixer import projections
 
         pair = _PAIRS[name]
-        winds = {self._find(n).name for n in pair if self.has(n)}
-        others = [n for n, array in self.ds.data_vars.items() if array.ndim >= 2 and n not in winds]
+        winds = {n: array for n in pair if (array := self._find(n)) is not None}
+        kept = {array.name for array in winds.values()}
+        others = [n for n, array in self.ds.data_vars.items() if array.ndim >= 2 and n not in kept]
         try:
             crs, problem = projections.crs_of(self.ds.drop_vars(others)), "its projection is not given"
         except GridError as error:
             crs, problem = None, "; ".join(error.problems)
-        u, v = (converted if n == name else self._convert(self._find(n), CATALOG[n]) if self.has(n) else None for n in pair)
+        u, v = (converted if n == name else self._convert(winds[n], CATALOG[n]) if n in winds else None for n in pair)
         if crs is None or u is None or v is None:
             found = f"winds run along the axes of the grid, and {problem if crs is None else 'the other component is missing'}"
             needed = "both components and a CF grid_mapping variable to rotate them, or eastward and northward winds"

@@ -178,7 +178,7 @@ def _leads(coordinate: xr.DataArray, report: Report) -> xr.DataArray | None:
         fix = f'ds["{coordinate.name}"].attrs["units"] = "hours"'
         report.error(str(coordinate.name), found, "hours, minutes, seconds or timedelta64", fix, kind=TimeError)
         return None
-    seconds = np.round(coordinate.reset_coords(drop=True) * (HOURS_OF[units] * 3600))
+    seconds = (coordinate.reset_coords(drop=True) * (HOURS_OF[units] * 3600)).round()
     return seconds.astype("int64").astype("timedelta64[s]").astype("timedelta64[ns]")
 
 

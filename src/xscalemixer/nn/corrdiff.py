@@ -175,6 +175,11 @@ class Condition(NamedTuple):
     mean: Tensor | None = None
     context: Tensor | None = None
 
+    def expand(self, count: int) -> Condition:
+        """The condition of one input for ``count`` samples; that of as many inputs stays as it is."""
+        repeat = lambda part: part.expand(count, *part.shape[1:])
+        return Condition(repeat(self.fields), *(None if part is None else repeat(part) for part in self[1:]))
+
 
 class Positions(nn.Module):
     """Position channels of patches; see `PositionConfig`."""
@@ -184,6 +189,7 @@ class Positions(nn.Module):
         self.config = config
         self.channels = 0 if config.kind == "none" else config.channels
         if config.kind == "learned":
+            assert config.shape is not None  # checked by the settings
             rows, columns = (math.ceil((n - 1) / config.spacing) + 1 for n in config.shape)
             self.table = nn.Parameter(torch.empty(config.channels, rows, columns).normal_(std=0.02))
 
@@ -249,16 +255,13 @@ class _Conditioned(nn.Module):
         c, fields = self.config, condition.fields
         require_shape("coarse and static fields", fields, (None, c.coarse + c.statics, None, None))
         parts = [*first, crops.cut(fields), self.positions(crops, fields.shape[2:], fields)]
-        rows, numbers = list(crops.sample), [noise, None]
+        rows = list(crops.sample)
         if c.context:
             context = self.surveyed(condition, crops.size).context
-            require_shape("context", context, (fields.shape[0], c.coarse, *crops.size))
-            parts.append(context[rows])
-        if c.scalars:
-            require_shape("scalars", condition.scalars, (fields.shape[0], c.scalars))
-            numbers[1] = condition.scalars[rows]
+            parts.append(require_shape("context", context, (fields.shape[0], c.coarse, *crops.size))[rows])
+        scalars = require_shape("scalars", condition.scalars, (fields.shape[0], c.scalars))[rows] if c.scalars else None
         dtype = self.unet.last.weight.dtype  # float64 fields stay float64 outside of the network
-        numbers = [None if number is None else number.to(dtype) for number in numbers]
+        numbers = (None if number is None else number.to(dtype) for number in (noise, scalars))
         return self.unet(torch.cat([part.to(dtype) for part in parts], 1), *numbers)
 
     def surveyed(self, condition: Condition, size: tuple[int, int]) -> Condition:
@@ -277,6 +280,9 @@ class Regression(_Conditioned):
 
     The paper's network also gets an empty image and a noise level of zero; both are left out.
     """
+
+    shared_scale: Tensor
+    shared_offset: Tensor
 
     def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__(config, config.regression, 0, noise=False)
@@ -314,6 +320,8 @@ class Regression(_Conditioned):
 
 class ResidualDiffusion(_Conditioned):
     """The distribution of truth less mean, given the coarse fields (and the mean)."""
+
+    sigma_data: Tensor
 
     def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__(config, config.diffusion, config.outputs * (1 + config.mean_conditioning), noise=True)
@@ -413,21 +421,20 @@ class ResidualDiffusion(_Conditioned):
         InputError
             If seeds and inputs do not match, or in training mode.
         """
-        count, (batch, _, *domain) = len(seeds), condition.fields.shape
+        count, (batch, _, height, width) = len(seeds), condition.fields.shape
         _require_evaluation(self)
         if batch not in (1, count) or not count:
             raise InputError(
                 "nothing can be sampled", [f"{count} seeds for {batch} inputs; give one seed per input or one input"]
             )
-        tiles = Tiling(tiling or TilingConfig(), domain)
-        condition = self.surveyed(condition, tiles.size)
-        condition = Condition(*(None if part is None else part.expand(count, *part.shape[1:]) for part in condition))
+        tiles = Tiling(tiling or TilingConfig(), (height, width))
+        condition = self.surveyed(condition, tiles.size).expand(count)
 
         def denoise(noisy: Tensor, sigma: float) -> Tensor:
             run = lambda crops: self(crops.cut(noisy), noisy.new_full((len(crops.sample),), sigma), condition, crops)
             return tiles.fuse(run, torch.zeros_like(noisy))
 
-        noise = MemberNoise(seeds, (self.config.outputs, *domain), like=condition.fields)
+        noise = MemberNoise(seeds, (self.config.outputs, height, width), like=condition.fields)
         with torch.no_grad():
             return solve(denoise, noise, solver or SolverConfig())
 
@@ -482,11 +489,11 @@ class CorrDiff(nn.Module):
     def mean(self, condition: Condition, *, tiling: TilingConfig | None = None) -> Tensor:
         """The regression, patch by patch if asked: -> (B, outputs, H, W)."""
         _require_evaluation(self)
-        batch, _, *domain = condition.fields.shape
-        tiles = Tiling(tiling or TilingConfig(), domain)
+        batch, _, height, width = condition.fields.shape
+        tiles = Tiling(tiling or TilingConfig(), (height, width))
         condition = self.regression.surveyed(condition, tiles.size)
         with torch.no_grad():
-            total = condition.fields.new_zeros(batch, self.config.outputs, *domain)
+            total = condition.fields.new_zeros(batch, self.config.outputs, height, width)
             return tiles.fuse(lambda crops: self.regression(condition, crops), total)
 
     def sample(
@@ -501,7 +508,6 @@ class CorrDiff(nn.Module):
 
         A mean in the condition is used as it is, so that it is made once for all members or comes from another model.
         """
-        if condition.mean is None:
-            condition = condition._replace(mean=self.mean(condition, tiling=tiling))
-        residual = self.diffusion.sample(condition, seeds, solver=solver, tiling=tiling)
-        return torch.addcmul(condition.mean, residual, (self.residual_scale * self.spread).to(residual.dtype))
+        mean = self.mean(condition, tiling=tiling) if condition.mean is None else condition.mean
+        residual = self.diffusion.sample(condition._replace(mean=mean), seeds, solver=solver, tiling=tiling)
+        return torch.addcmul(mean, residual, (self.residual_scale * self.spread).to(residual.dtype))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from xscalemixer.nn.blocks import HOURS, MLP, Attention
+from xscalemixer.nn.blocks import HOURS, MLP, Attention, require_shape
 from xscalemixer.nn.patch import PatchEmbedding, TokenGrid, bilinear, pad_field
 
 __all__ = ["DRIVEN", "Downscaler", "Driver"]
@@ -35,6 +35,12 @@ class Driver(nn.Module):
         Fields it makes: twice the global channels.
     """
 
+    target: Tensor
+    source: Tensor
+    scale: Tensor
+    offset: Tensor
+    frame: Tensor
+
     def __init__(self, config):
         super().__init__()
         outer, inner = config.outer, config.inner
@@ -47,7 +53,7 @@ class Driver(nn.Module):
             steps = (np.abs(np.diff(axis)).mean() for axis in cells.axes)
             self._register("halo", cells, *(_enlarged(axis, _HALO * step) for axis, step in zip((lat, lon), steps, strict=True)))
 
-        rows = list(zip(*config.shared, strict=True)) or [[]] * 4
+        rows = list(zip(*config.shared, strict=True)) or [()] * 4
         for name, row in zip(("target", "source"), rows, strict=False):
             self.register_buffer(name, torch.tensor(row, dtype=torch.long), persistent=False)
         for name, row in zip(("scale", "offset"), rows[2:], strict=True):
@@ -122,7 +128,9 @@ class Downscaler(nn.Module):
     def forward(self, driver: Tensor, guess: Tensor, forcing: Tensor | None, calendar: Tensor) -> Tensor:
         """Driver (B, 2 C_g, h, w), guess (B, 6, C, h, w), insolation t-5..t+6 (B, F, h, w), calendar (B, 4) -> like guess."""
         batch = driver.shape[0]
-        fields = [driver, self.statics.expand(batch, -1, -1, -1)] + ([forcing] if self.config.forcings else [])
+        fields = [driver, self.statics.expand(batch, -1, -1, -1)]
+        if self.config.forcings:
+            fields.append(require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape)))
         tokens = self.embedding(torch.cat(fields, 1)) + self.position + self.calendar(calendar)[:, None]
         for layer in self.layers:
             tokens = layer(tokens)
@@ -130,7 +138,8 @@ class Downscaler(nn.Module):
         result = guess + change
         if self.sunlit_channel is not None:
             c = self.sunlit_channel
-            sunlit = forcing[:, HOURS:] * (0.5 + change[:, :, c])
+            insolation = require_shape("regional forcing", forcing, (batch, 2 * HOURS, None, None))[:, HOURS:]
+            sunlit = insolation * (0.5 + change[:, :, c])
             result = torch.cat([result[:, :, :c], sunlit[:, :, None], result[:, :, c + 1 :]], 2)
         return result
 
@@ -154,7 +163,8 @@ class _WindowLayer(nn.Module):
         self.shape = shape
         # padding instead of the cyclic shift of the paper: a region has edges, nothing wraps
         before = self.window // 2 if shifted else 0
-        self.padding = tuple(pad for size in reversed(shape) for pad in (before, -(size + before) % self.window))
+        south, east = (-(size + before) % self.window for size in shape)
+        self.padding = (before, east, before, south)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, d) -> (B, N, d)."""

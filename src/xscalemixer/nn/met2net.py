@@ -18,9 +18,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import reduce
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,12 @@ __all__ = [
     "VariableAttention",
 ]
 
-STAGES = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
+TrainingWay = Literal["implicit", "joint", "explicit"]
+STAGES: dict[TrainingWay, tuple[str, ...]] = {
+    "implicit": ("implicit",),
+    "joint": ("joint",),
+    "explicit": ("autoencoder", "translator"),
+}
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -62,7 +68,7 @@ class ObjectiveConfig:
         The same for the encoders that make the latents of stage II; 0: the encoders themselves, as published.
     """
 
-    way: Literal["implicit", "joint", "explicit"] = "implicit"
+    way: TrainingWay = "implicit"
     momentum: float = 0.9
     encoder_momentum: float = 0.0
 
@@ -234,6 +240,8 @@ class Met2NetConfig:
 
 class _Convolution(nn.Conv2d):
     """Convolution that keeps the size (or halves it): zeros beyond the edges, or the far side where longitude wraps."""
+
+    bias: nn.Parameter  # never left out
 
     def __init__(self, d_in: int, d_out: int, kernel: int, *, periodic: bool, stride=1, dilation=1, groups=1):
         reach = dilation * (kernel // 2)
@@ -422,7 +430,7 @@ class Translator(nn.Module):
     def attention(self, latent: Tensor) -> Tensor:
         """Weights of all blocks: (B, G, T * S, h, w) -> (B, depth, heads, G, G)."""
         u, weights = _for_each(self.enter, latent), []
-        for block in self.blocks:
+        for block in cast("Iterable[TranslatorBlock]", self.blocks):  # a ModuleList does not know the kind of its modules
             weights.append(block.attention.weights(u))
             u = block(u)
         return torch.stack(weights, 1)
@@ -534,11 +542,13 @@ class Met2NetObjective(nn.Module):
                 with torch.no_grad():
                     latent = net.encode(past)
                 parts = {"latent": self.latent_loss(past, latent, future)}
-        return sum(parts.values()), {name: part.detach() for name, part in parts.items()}
+        return reduce(torch.add, parts.values()), {name: part.detach() for name, part in parts.items()}
 
     def reconstruction_loss(self, latent: Tensor, future: Tensor) -> Tensor:
         """Stage I, trains encoders and decoders: latents (B, G, T * S, h, w) and fields (B, T', C, H, W) -> ()."""
         net = self.network
+        if self.frozen_translator is None:
+            raise ValueError(f"training the {self.config.way} way has no reconstruction through a frozen translator")
         return net.loss(net.decoders(self.frozen_translator(latent), future.shape[-2:]), future)
 
     def latent_loss(self, past: Tensor, latent: Tensor, future: Tensor) -> Tensor:

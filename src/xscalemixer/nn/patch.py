@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -227,6 +228,7 @@ class PredictionHead(nn.Module):
         if self.refine is None:
             return x
         first, *others = self.refine
+        first = cast("nn.Conv2d", first)  # a Sequential does not know the kind of its layers
         x = _on_both(first, x, require_shape("local fields", local, (None,) * 4))
         for layer in others:
             x = layer(x)

@@ -24,7 +24,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -811,7 +811,7 @@ class CoupledModel(nn.Module):
         super().__init__()
         self.config = config
         self.outer = GlobalModel(config)
-        self.inner = Downscaler(config) if config.coupling == "downscaled" else RegionalModel(config)
+        self.inner: RegionalModel | Downscaler = Downscaler(config) if config.coupling == "downscaled" else RegionalModel(config)
         self.alignment = Alignment(config.outer.tokens, config.inner.tokens)
         self.mixers = nn.ModuleList(ScaleMixer(config, self.alignment) for _ in range(config.blocks if config.exchanges else 0))
         self.driver = Driver(config) if config.coupling in DRIVEN else None
@@ -860,16 +860,17 @@ class CoupledModel(nn.Module):
             return self._exchanging(outer, inner, calendar, outer_forcing, inner_forcing)
         tower = self.tower(outer, outer_forcing) if tower is None else tower
         if self.driver is not None:
-            return self._driven(outer, inner, calendar, inner_forcing, tower.state)
-        z_inner, keys = self.inner.embed(inner, inner_forcing, calendar), []
-        for i, layers in enumerate(self.inner.groups):
+            return self._driven(self.driver, outer, inner, calendar, inner_forcing, tower.state)
+        region, keys = self._hearing_region, []
+        z_inner = region.embed(inner, inner_forcing, calendar)
+        for i, layers in enumerate(region.groups):
             z_inner = layers(z_inner)
             if self.mixers:
                 _, z_inner, chosen = self.mixers[i](tower.tokens[:, i], z_inner)
                 keys.append(chosen)
         if self.mixers:
             z_inner = torch.cat([z_inner, self.alignment.to_inner(tower.tokens[:, -1])], -1)
-        return Step(tower.state, self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
+        return Step(tower.state, region.decode(z_inner, inner, inner_forcing), tuple(keys))
 
     def tower(self, outer: Tensor, outer_forcing: Tensor | None = None) -> Tower:
         """The global backbone alone; where the coupling is not two-way, it does not depend on the region."""
@@ -880,28 +881,32 @@ class CoupledModel(nn.Module):
         heard = torch.stack(tokens, 1) if self.config.exchanges else z.new_empty(z.shape[0], 0, *z.shape[1:])
         return Tower(heard, self.outer.decode(z, outer))
 
+    @property
+    def _hearing_region(self) -> RegionalModel:
+        return cast("RegionalModel", self.inner)  # "downscaled" alone has another network, and always a driver
+
     def _exchanging(self, outer: Tensor, inner: Tensor, calendar: Tensor, outer_forcing, inner_forcing) -> Step:
         """Both branches side by side, with an exchange after each group of layers."""
+        region, keys = self._hearing_region, []
         z_outer = self.outer.embed(outer, outer_forcing)
-        z_inner = self.inner.embed(inner, inner_forcing, calendar)
-        keys = []
-        for global_layers, regional_layers, mixer in zip(self.outer.groups, self.inner.groups, self.mixers, strict=True):
+        z_inner = region.embed(inner, inner_forcing, calendar)
+        for global_layers, regional_layers, mixer in zip(self.outer.groups, region.groups, self.mixers, strict=True):
             z_outer, z_inner, chosen = mixer(global_layers(z_outer), regional_layers(z_inner))
             keys.append(chosen)
         z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
-        return Step(self.outer.decode(z_outer, outer), self.inner.decode(z_inner, inner, inner_forcing), tuple(keys))
+        return Step(self.outer.decode(z_outer, outer), region.decode(z_inner, inner, inner_forcing), tuple(keys))
 
-    def _driven(self, outer: Tensor, inner: Tensor, calendar: Tensor, inner_forcing, ahead: Tensor) -> Step:
+    def _driven(self, driver: Driver, outer: Tensor, inner: Tensor, calendar: Tensor, inner_forcing, ahead: Tensor) -> Step:
         """The region with the fields of a finished global step as inputs."""
-        fields = self.driver(outer, ahead)
-        if self.config.coupling == "downscaled":
-            return Step(ahead, self.inner(fields, self.driver.guess(fields), inner_forcing, calendar), ())
+        fields = driver(outer, ahead)
+        if isinstance(self.inner, Downscaler):
+            return Step(ahead, self.inner(fields, driver.guess(fields), inner_forcing, calendar), ())
         tokens = self.inner.embed(inner, inner_forcing, calendar, fields)
         for layers in self.inner.groups:
             tokens = layers(tokens)
         result = self.inner.decode(tokens, inner, inner_forcing)
         if self.config.frame:
-            result = self.driver.impose(result, self.driver.guess(fields))
+            result = driver.impose(result, driver.guess(fields))
         return Step(ahead, result, ())
 
     @staticmethod

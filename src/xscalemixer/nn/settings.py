@@ -11,8 +11,9 @@ from xscalemixer.errors import InputError
 __all__ = ["Settings"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Settings:
-    """Mixin for frozen dataclasses; lists become tuples, so that settings read from JSON compare equal.
+    """Base of frozen dataclasses; lists become tuples, so that settings read from JSON compare equal.
 
     Subclasses list what is wrong in ``_problems``.
     """

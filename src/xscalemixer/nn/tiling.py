@@ -38,7 +38,8 @@ class Crops(NamedTuple):
     @classmethod
     def whole(cls, fields: Tensor) -> Crops:
         """One patch per field (B, C, H, W), the field itself."""
-        return cls(tuple(range(fields.shape[0])), ((0, 0),) * fields.shape[0], tuple(fields.shape[2:]))
+        batch, _, height, width = fields.shape
+        return cls(tuple(range(batch)), ((0, 0),) * batch, (height, width))
 
     def cut(self, fields: Tensor) -> Tensor:
         """(B, C, H, W) -> (P, C, h, w)."""
@@ -69,17 +70,17 @@ def random_crops(fields: Tensor, size: tuple[int, int], count: int, generators: 
     InputError
         If the patch is larger than the field.
     """
-    batch, (height, width) = fields.shape[0], fields.shape[2:]
-    if size[0] > height or size[1] > width:
+    (batch, _, height, width), (rows, columns) = fields.shape, size
+    if rows > height or columns > width:
         raise InputError(
             "no patches can be cut", [f"patch {size} is larger than the field {(height, width)}; use a smaller patch"]
         )
     place = uniform(batch * count, 2, generators=generators)
     middle = place * torch.tensor([height, width])
     first = (middle - torch.tensor(size) / 2).round().long()
-    corner = first.clamp(torch.tensor(0), torch.tensor([height - size[0], width - size[1]]))
+    corner = first.clamp(torch.tensor(0), torch.tensor([height - rows, width - columns]))
     samples = tuple(i for i in range(batch) for _ in range(count))
-    return Crops(samples, tuple(map(tuple, corner.tolist())), tuple(size))
+    return Crops(samples, tuple(map(tuple, corner.tolist())), (rows, columns))
 
 
 # ------------------------------------------------------------------------------------------------------ whole domains
@@ -129,8 +130,8 @@ class Tiling:
     """
 
     def __init__(self, config: TilingConfig, shape: tuple[int, int]):
-        self.config, self.shape = config, tuple(shape)
-        self.size = tuple(map(min, config.patch or shape, shape))
+        (height, width), (rows, columns) = shape, config.patch or shape
+        self.config, self.shape, self.size = config, (height, width), (min(rows, height), min(columns, width))
         axes = [_positions(n, p, config.overlap) for n, p in zip(shape, self.size, strict=True)]
         # weights of a patch are the product of its weights along both axes
         self._weights = [_weights(a, n, p, config.margin) for a, n, p in zip(axes, shape, self.size, strict=True)]

@@ -122,13 +122,15 @@ class UNet(nn.Module):
         for block in self.middle:
             x = block(x, e)
         for stage in self.up:
-            for block in stage:
+            for block in stage.children():
                 x = block(x if block.resample else torch.cat([x, skips.pop()], 1), e)
         return self.last(functional.silu(self.norm(x)))[..., :height, :width]
 
 
 class Embedding(nn.Module):
     """Noise level and other numbers of a sample to the features that shift every block."""
+
+    frequency: Tensor
 
     def __init__(self, width: int, noise: bool, scalars: int):
         super().__init__()
@@ -143,8 +145,7 @@ class Embedding(nn.Module):
         """Noise (B,) and scalars (B, S) -> (B, 4 width)."""
         features = []
         if self.noise:
-            require_shape("noise level", noise, (None,))
-            angle = noise[:, None] * self.frequency
+            angle = require_shape("noise level", noise, (None,))[:, None] * self.frequency
             features.append(torch.cat([angle.sin(), angle.cos()], 1))
         if self.scalars:
             require_shape("scalars", scalars, (None, self.scalars))

@@ -116,7 +116,7 @@ def standard_temperature(altitude: Array) -> Array:
     >>> round(standard_temperature(1000.0), 2)
     281.65
     """
-    return 288.15 - LAPSE_RATE * altitude
+    return 288.15 - altitude * LAPSE_RATE
 
 
 def standard_pressure(altitude: Array) -> Array:

@@ -163,7 +163,7 @@ def sky_view(gradient: np.ndarray, horizon: np.ndarray) -> np.ndarray:
     Dozier and Frew (1990), doi:10.1109/36.58986, eq. 7b.
     """
     tilt = slope(gradient)
-    total = 0.0
+    total = np.zeros_like(tilt)
     for angle, azimuth in zip(horizon, azimuths(len(horizon)), strict=True):
         uphill = gradient[0] * np.sin(azimuth) + gradient[1] * np.cos(azimuth)
         zenith = np.pi / 2 - np.maximum(angle, np.arctan(uphill))  # the slope itself hides the sky behind it

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
@@ -13,7 +13,18 @@ from xscalemixer.errors import InputError, SchemaError, TimeError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["choose_leads", "draw_terrain", "dress_leads", "dress_map", "fields", "finished", "lat_aspect", "panels", "ranges"]
+__all__ = [
+    "choose_leads",
+    "draw_terrain",
+    "dress_leads",
+    "dress_map",
+    "fields",
+    "finished",
+    "lat_aspect",
+    "open_ends",
+    "panels",
+    "ranges",
+]
 
 _RELIEF = (500, 1000, 2000, 3000, 4000, 5000, 6000)  # m
 
@@ -24,7 +35,14 @@ def ranges(numbers: list[int]) -> str:
     return f"{numbers[0]}..{numbers[-1]}" if steps == {1} else ", ".join(map(str, numbers))
 
 
-def choose_leads(lead_time: int | Iterable[int] | None, there: list[int], default: list[int]) -> list[int]:
+def open_ends(below: bool, above: bool) -> Literal["neither", "min", "max", "both"]:
+    """Ends of a color scale that values lie beyond, in the words of matplotlib."""
+    if below:
+        return "both" if above else "min"
+    return "max" if above else "neither"
+
+
+def choose_leads(lead_time: int | Sequence[int] | np.ndarray | None, there: list[int], default: list[int]) -> list[int]:
     """Lead times asked for.
 
     Raises

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ __all__ = ["plot_quantiles", "plot_ranks", "plot_reliability", "plot_spectrum"]
 _NAMED = {0.01: "1 %", 0.5: "median", 0.99: "99 %"}
 
 
-def plot_reliability(ds: xr.Dataset, lead_time: int | Iterable[int] | None = None) -> np.ndarray:
+def plot_reliability(ds: xr.Dataset, lead_time: int | Sequence[int] | np.ndarray | None = None) -> np.ndarray:
     """Draw a reliability diagram above the number of cases by forecast probability: a line for each threshold.
 
     On the diagonal, events happen as often as forecast; dotted is how often they happen at all.
@@ -76,7 +76,7 @@ def plot_reliability(ds: xr.Dataset, lead_time: int | Iterable[int] | None = Non
 def plot_ranks(
     ds: xr.Dataset,
     variables: str | Iterable[str] | None = None,
-    lead_time: int | Iterable[int] | None = None,
+    lead_time: int | Sequence[int] | np.ndarray | None = None,
     *,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray:
@@ -124,7 +124,7 @@ def plot_ranks(
 def plot_quantiles(
     ds: xr.Dataset,
     variables: str | Iterable[str] | None = None,
-    lead_time: int | Iterable[int] | None = None,
+    lead_time: int | Sequence[int] | np.ndarray | None = None,
     *,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray:
@@ -176,7 +176,7 @@ def plot_quantiles(
 def plot_spectrum(
     ds: xr.Dataset | Mapping[str, xr.Dataset],
     variables: str | Iterable[str] | None = None,
-    lead_time: int | Iterable[int] | None = None,
+    lead_time: int | Sequence[int] | np.ndarray | None = None,
     *,
     ax: Axes | None = None,
 ) -> Axes | np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -11,7 +11,7 @@ import xarray as xr
 
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_map, lat_aspect, ranges
+from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_map, lat_aspect, open_ends, ranges
 from xscalemixer.plotting.styles import STYLES, Style, style_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _KNOT = 1852 / 3600  # m s-1, International Hydrographic Conference 1929
 def plot_maps(
     fc: xr.Dataset,
     variable: str = "t2m",
-    lead_time: int | Iterable[int] | None = None,
+    lead_time: int | Sequence[int] | np.ndarray | None = None,
     *,
     ax: Axes | None = None,
     member: int | None = None,
@@ -65,7 +65,7 @@ def plot_maps(
     style = _style(fc, variable)
     maps = _maps(fc, variable, leads, member)
     norm, extend = _norm(maps["shade"] * style.scale + style.offset, style, limits)
-    several = np.ndim(lead_time) > 0
+    several = lead_time is not None and np.ndim(lead_time) > 0
     if several and ax is not None:
         raise TimeError(f"{len(leads)} maps do not fit one ax", ["give one lead_time, or leave out ax"])
     panels = _panels(maps, len(leads), ax)
@@ -122,7 +122,7 @@ def plot_overview(fc: xr.Dataset, path: str | Path | BinaryIO) -> Figure:
     return figure
 
 
-def _select_leads(fc: xr.Dataset, lead_time: int | Iterable[int] | None) -> list[int]:
+def _select_leads(fc: xr.Dataset, lead_time: int | Sequence[int] | np.ndarray | None) -> list[int]:
     missing = {"lead_time", "latitude", "longitude"} - set(fc.dims) | {"reference_time"} - set(fc.coords)
     if missing or fc["reference_time"].size != 1:
         found = ", ".join(f"{dim}={size}" for dim, size in fc.sizes.items())
@@ -143,7 +143,7 @@ def _style(fc: xr.Dataset, variable: str) -> Style:
     return STYLES[variable] if variable in STYLES else style_of(variable, fc[variable].attrs)
 
 
-def _maps(fc: xr.Dataset, variable: str, leads: list[int], member: int | None) -> xr.Dataset:
+def _maps(fc: xr.Dataset, variable: str, leads: Sequence[int] | np.ndarray, member: int | None) -> xr.Dataset:
     """Fields to draw, dims (lead_time, latitude, longitude): ``shade`` and for wind its components ``u``, ``v``."""
     fc = fc.sel(lead_time=leads)
     fc = fc.isel(reference_time=0) if "reference_time" in fc.dims else fc
@@ -177,8 +177,7 @@ def _norm(values: xr.DataArray, style: Style, limits: tuple[float, float] | None
     bottom = bottom if limits or style.lower is None else style.lower
     top = top if limits or style.upper is None else style.upper
     levels = MaxNLocator(16, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
-    ends = (low < levels[0], high > levels[-1])
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(ends, "neither")
+    extend = open_ends(low < levels[0], high > levels[-1])
     return BoundaryNorm(levels, 256, extend=extend), extend
 
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
 from xscalemixer.conform.grid import to_canonical_grid
 from xscalemixer.errors import SchemaError
-from xscalemixer.plotting.axes import choose_leads, draw_terrain, dress_leads, dress_map, fields, finished, lat_aspect, panels
+from xscalemixer.plotting.axes import (
+    choose_leads,
+    draw_terrain,
+    dress_leads,
+    dress_map,
+    fields,
+    finished,
+    lat_aspect,
+    open_ends,
+    panels,
+)
 from xscalemixer.plotting.styles import (
     COLORS,
     Shown,
@@ -28,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_curves", "plot_score_maps", "plot_scorecard"]
 
-_DASHES = ("-", "--", ":", "-.")
+_DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 _SKILLS = (-50, -20, -10, -5, -2, -1, 1, 2, 5, 10, 20, 50)  # %
 _PLACES = ({"latitude", "longitude"}, {"y", "x"}, {"station"})
 _MOST_MAPS = 12
@@ -149,7 +159,7 @@ def plot_score_maps(
     sc: xr.Dataset,
     variable: str | None = None,
     metric: str | None = None,
-    lead_time: int | Iterable[int] | None = None,
+    lead_time: int | Sequence[int] | np.ndarray | None = None,
     *,
     terrain: xr.Dataset | None = None,
     limits: tuple[float, float] | None = None,
@@ -206,7 +216,7 @@ def plot_score_maps(
     return finished(axes, None, ax, _heading(heading, sc))
 
 
-def _maps(array: xr.DataArray, metric: str, lead_time: int | Iterable[int] | None) -> tuple[xr.DataArray, set[str]]:
+def _maps(array: xr.DataArray, metric: str, lead_time: int | Sequence[int] | np.ndarray | None) -> tuple[xr.DataArray, set[str]]:
     """What is to be drawn, with a dim ``panel`` for all but the places; and the dims of these."""
     place = next((dims for dims in _PLACES if dims <= set(array.dims)), None)
     if place is None:
@@ -288,7 +298,8 @@ def _draw_curves(panel: Axes, array: xr.DataArray, metric: str, scale: float, da
         panel.plot(leads, values, dashes, color=color, linewidth=1.6, label=label, marker=marker)
         bounds = [f"{metric}_{side}" for side in ("low", "high")]
         if set(bounds) <= set(one["metric"].values.tolist()):
-            panel.fill_between(leads, *(scale * one.sel(metric=bound) for bound in bounds), color=color, alpha=0.2, linewidth=0)
+            low, high = (scale * one.sel(metric=bound) for bound in bounds)
+            panel.fill_between(leads, low, high, color=color, alpha=0.2, linewidth=0)
         sure = _significant(one, metric.removesuffix("_skill")).values
         if sure.any():
             panel.plot(leads[sure], values.values[sure], "o", color=color, markersize=4, gid="significant")
@@ -321,13 +332,15 @@ def _draw_legend(axes: np.ndarray, array: xr.DataArray, metrics: list[str], ax: 
         handles.append(Line2D([], [], color="0.3", marker="o", markersize=4, linestyle="", label=words))
     if metrics[0].endswith("_difference") and f"{metrics[0]}_low" in array["metric"]:
         handles.append(Line2D([], [], color="0.3", alpha=0.2, linewidth=8, label="95 % interval"))
-    if handles and ax is None:
-        figure = axes[0].figure
-        longest = 0.09 * max(len(handle.get_label()) for handle in handles) + 0.7  # inches
-        columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-    elif handles:
+    if not handles:
+        return
+    if ax is not None:
         ax.legend(handles=handles, fontsize="small")
+        return
+    figure = axes[0].figure
+    longest = 0.09 * max(len(str(handle.get_label())) for handle in handles) + 0.7  # inches
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / longest)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _heading(text: str, sc: xr.Dataset) -> str:
@@ -369,8 +382,7 @@ def _scale(maps: xr.DataArray, metric: str, limits: tuple[float, float] | None):
         low, high = np.quantile(values, [0.01, 0.99]) if values.size else (0, 1)
         limits = (-max(-low, high), max(-low, high)) if signed else (0 if metric in _ZERO_BASED else low, high)
     levels = MaxNLocator(14, steps=[1, 2, 2.5, 5, 10], symmetric=signed).tick_values(*limits)
-    ends = values.size and values.min() < levels[0], values.size and values.max() > levels[-1]
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(tuple(map(bool, ends)), "neither")
+    extend = open_ends(bool((values < levels[0]).any()), bool((values > levels[-1]).any()))
     colors = ("RdBu" if better_is_more else "RdBu_r") if signed else ("YlOrRd" if metric in _ZERO_BASED else "YlGnBu")
     return BoundaryNorm(levels, 256, extend=extend), colors, extend
 

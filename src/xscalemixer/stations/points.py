@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import partial
 from typing import Literal, get_args
 
@@ -100,8 +101,15 @@ def at_stations(
     places = read_places(stations)
     ds = _canonical(fc, report)
     report.raise_errors("this forecast cannot be brought to stations")
-    options = {"method": method, "height_correction": height_correction, "max_distance": max_distance}
-    out = bring_to_stations(ds, places, report, max_height_difference=max_height_difference, **options)
+    out = bring_to_stations(
+        ds,
+        places,
+        report,
+        method=method,
+        height_correction=height_correction,
+        max_distance=max_distance,
+        max_height_difference=max_height_difference,
+    )
     return out.assign_attrs(report=repr(report))
 
 
@@ -243,7 +251,7 @@ def _reach(grid: CurvilinearGrid) -> np.ndarray:
     return EARTH_RADIUS * np.max(diagonals, axis=0).ravel() / 2
 
 
-def _at_points(array: xr.DataArray, apply, dims: tuple[str, ...], size: int) -> xr.DataArray:
+def _at_points(array: xr.DataArray, apply, dims: tuple[Hashable, ...], size: int) -> xr.DataArray:
     if array.chunks is not None:
         array = array.chunk(dict.fromkeys(dims, -1))
     return xr.apply_ufunc(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -22,7 +24,7 @@ def is_code(values: np.ndarray) -> np.ndarray:
     return np.isin(np.asarray(values, "f4"), _CODES)
 
 
-def screen(ds: xr.Dataset, coded: dict[str, object], report: Report) -> xr.Dataset:
+def screen(ds: xr.Dataset, coded: dict[str, Any], report: Report) -> xr.Dataset:
     """Set to NaN what cannot be right, and say how often.
 
     Parameters

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -184,7 +184,7 @@ def _per_report(ds: xr.Dataset) -> xr.Dataset:
             index, dim, reports = array.values, array.attrs["instance_dimension"], array.dims[0]
         else:
             continue
-        return ds.drop_vars(name).isel({dim: xr.DataArray(index, dims=reports)})
+        return ds.drop_vars([name]).isel({dim: xr.DataArray(index, dims=reports)})
     return ds
 
 
@@ -374,7 +374,7 @@ def _listed(items, most: int = 5) -> str:
     return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
-def _coordinates(places: pd.DataFrame) -> dict[Hashable, tuple]:
+def _coordinates(places: pd.DataFrame) -> dict[str, tuple]:
     fields = {name: ("station", places[name].to_numpy("f8")) for name in ("latitude", "longitude", "altitude")}
     return {"station": ("station", places.index.to_numpy(str)), **fields}
 
@@ -408,8 +408,8 @@ def _from_series(ds: xr.Dataset, columns: Mapping[str, Column], tolerance: int, 
     moments = _times(pd.Series(np.atleast_1d(time.values), name=time.name), report)
     fields, coded = {}, {}
     for role, column in columns.items():
-        if role not in PLACES:
-            fields[role], coded[role] = _field(ds[column.name], column, report)
+        if role not in PLACES and (found := _field(ds[column.name], column, report)) is not None:
+            fields[role], coded[role] = found
     if not report.ok:
         return None, {}
     chosen, hours = _full_hours(moments, tolerance, report)
@@ -421,12 +421,12 @@ def _from_series(ds: xr.Dataset, columns: Mapping[str, Column], tolerance: int, 
     return out.isel(time=chosen, station=placed).assign_coords({**coordinates, "time": hours}).transpose("time", "station"), coded
 
 
-def _field(array: xr.DataArray, column: Column, report: Report) -> tuple[xr.DataArray | None, object]:
-    """One variable in canonical units, and the number of missing codes in it."""
+def _field(array: xr.DataArray, column: Column, report: Report) -> tuple[xr.DataArray, Any] | None:
+    """One variable in canonical units, and the number of missing codes in it, lazy where it is; None if it is not decoded."""
     if array.dtype.kind not in "iuf" or {"scale_factor", "add_offset"} & set(array.attrs):
         found = f"{array.name!r} holds {array.dtype} values that are not decoded"
         report.error(str(array.name), found, "numbers", "Open the file with mask_and_scale=True")
-        return None, 0
+        return None
     lost = xr.apply_ufunc(is_code, array, dask="parallelized", output_dtypes=[bool])
     values = (column.factor * array.where(~lost).astype("f8") + column.offset).astype("f4")
     return values, lost.sum().data

@@ -15,7 +15,7 @@ from torch import Tensor
 from xscalemixer.errors import InputError, SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.model import Branch
-from xscalemixer.nn.met2net import STAGES, Met2Net, Met2NetConfig, Met2NetObjective
+from xscalemixer.nn.met2net import STAGES, Met2Net, Met2NetConfig, Met2NetObjective, TrainingWay
 from xscalemixer.regional import RegionalForecaster, Statics
 from xscalemixer.report import Report
 from xscalemixer.samples import Sequences, Series, sequence_starts, survey
@@ -113,14 +113,16 @@ class HourlyData:
         check_settings(config, report)
         _check_stages(config, contract, report)
         check_skip(skip, report)
-        schema, ds = contract.schema(config, report), dataset_of(ds, report)
-        source = None if schema is None or ds is None else read_source(ds, _TITLE, schema, (), (1,), skip, report)
+        schema, fields = contract.schema(config, report), dataset_of(ds, report)
+        source = None if schema is None or fields is None else read_source(fields, _TITLE, schema, (), (1,), skip, report)
         settings = None
         if schema is not None and config.size in config.sizes:
             settings = _settings(config, contract, schema, source, report)
-        if source is not None and settings is not None:
-            _check_samples(config, settings, source.ds["time"].values, min_samples, report)
-        report.raise_errors(f"{config.name!r} cannot be trained")
+        task = f"{config.name!r} cannot be trained"
+        if source is None or settings is None:
+            raise report.failure(task)
+        _check_samples(config, settings, source.ds["time"].values, min_samples, report)
+        report.raise_errors(task)
         return cls._surveyed(config, contract, source, settings, memory, report)
 
     @classmethod
@@ -230,7 +232,7 @@ def trained_by(settings: Met2NetConfig, config: Met2NetTrainConfig) -> Met2NetCo
     return replace(settings, objective=replace(settings.objective, way=_ways(config)[0]))
 
 
-def _ways(config: Met2NetTrainConfig) -> list[str]:
+def _ways(config: Met2NetTrainConfig) -> list[TrainingWay]:
     """Ways of training that the stages belong to."""
     kinds = {stage.kind for stage in config.stages}
     return [way for way, stages in STAGES.items() if kinds & set(stages)] or list(STAGES)

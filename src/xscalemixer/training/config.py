@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -176,9 +176,9 @@ class TrainConfig:
     check_every: int = 200
     precision: str = "bf16"
 
-    sizes = SIZES  # without annotations: what a class of settings admits is no setting
-    kinds = COUPLED
-    idle = ()  # settings that its networks have no use for
+    sizes: ClassVar[tuple[str, ...]] = SIZES
+    kinds: ClassVar[tuple[str, ...]] = COUPLED
+    idle: ClassVar[tuple[str, ...]] = ()  # settings that its networks have no use for
 
     def periods_of(self, stage: Stage) -> tuple[Periods, Periods]:
         """On which a stage is trained, and on which it is checked."""
@@ -329,7 +329,8 @@ def _known(kind: type, data: Any, subject: str, report: Report) -> dict[str, Any
     if not isinstance(data, Mapping):
         report.error(subject, f"a {type(data).__name__}", "keys and values", kind=InputError)
         return {}
-    hints = typing.get_type_hints(kind)
+    annotated = typing.get_type_hints(kind)  # with sizes, kinds and idle, which are no settings
+    hints = {each.name: annotated[each.name] for each in fields(kind)}
     for key in (key for key in data if key not in hints):
         near = difflib.get_close_matches(key, hints, 1)
         report.error(
@@ -487,8 +488,9 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):
         found = "it follows a regional stage or a roll-out, which freeze the global weights"
         report.error(subject, found, "global stages before all others", "Move it to the front of stages=", kind=InputError)
-    needed = {} if stage.kind == "rollout" else dict.fromkeys(("detach", "global_weight"), "a roll-out")
+    users = {} if stage.kind == "rollout" else dict.fromkeys(("detach", "global_weight"), "a roll-out")
     if stage.kind not in COUPLED:
-        needed |= dict.fromkeys(("steps", "season_shift", "recompute", "cache"), "a stage of a coupled model")
-    for name in (name for name in needed if getattr(stage, name) != getattr(Stage, name)):
-        report.error(subject, f"{name}={getattr(stage, name)}", needed[name], f"Leave {name}= out", kind=InputError)
+        users |= dict.fromkeys(("steps", "season_shift", "recompute", "cache"), "a stage of a coupled model")
+    for name, user in users.items():
+        if getattr(stage, name) != getattr(Stage, name):
+            report.error(subject, f"{name}={getattr(stage, name)}", user, f"Leave {name}= out", kind=InputError)

@@ -115,7 +115,9 @@ class Pairs:
             report.error("/target", f"{fine}", f"the grid of the model, {grids[1]}", kind=GridError)
             return None
         grid = grids[0] if grids else _grid_of_input(coarse, fine, report)
-        coarse = None if grid is None else coarse.on(grid, report, "/input")
+        if grid is None:
+            return None
+        coarse = coarse.on(grid, report, "/input")
         if coarse is None:
             return None
         stamps = target["time"].values.astype("datetime64[ns]")
@@ -294,8 +296,9 @@ class CoarseToFine:
         network = CorrDiff(_network(config, pairs, (coarse.schema, fine.schema)))
         network.regression.match(*(Normalizer(*branch.stats.arrays(branch.schema)) for branch in (coarse, fine)))
         leads = (int(pairs.lead.min()), int(pairs.lead.max())) if pairs.forecast else None
-        told = {"calendar": config.calendar, "leads": leads, "patch": config.patch}
-        model = Downscaler(config.name, network, coarse, fine, data.extremes, **told)
+        model = Downscaler(
+            config.name, network, coarse, fine, data.extremes, calendar=config.calendar, leads=leads, patch=config.patch
+        )
         model.domain.statics.copy_(torch.from_numpy(pairs.statics))
         return model
 

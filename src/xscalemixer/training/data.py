@@ -87,9 +87,9 @@ class Contract(Protocol):
     def reduced(self, grid: Grid) -> bool:
         """The region is normalized after reduction to sea level, if its statistics are new."""
 
-    def collect(self, config: TrainConfig, tree: xr.DataTree, **how) -> TrainingData:
+    def collect(self, config: TrainConfig, tree: xr.DataTree | xr.Dataset, *, report: Report, **how) -> TrainingData:
         """The data, checked and surveyed; for ``how`` see `TrainingData.of`."""
-        return TrainingData.of(config, tree, self, **how)
+        return TrainingData.of(config, tree, self, report=report, **how)
 
 
 class FromScratch(Contract):
@@ -145,7 +145,7 @@ class AroundGlobal(FromScratch):
             raise ValueError(f"its {', '.join(different)} differ")
         return settings
 
-    def collect(self, config: TrainConfig, tree: xr.DataTree, *, report: Report, **how) -> TrainingData:
+    def collect(self, config: TrainConfig, tree: xr.DataTree | xr.Dataset, *, report: Report, **how) -> TrainingData:
         """The data, checked and surveyed; periods that the global network has seen go to the report."""
         check_unseen(self.base, config.test, config.validation, "outer", self.base.outer.grid, report)
         return super().collect(config, tree, report=report, **how)
@@ -193,7 +193,7 @@ class TrainingData:
     def of(
         cls,
         config: TrainConfig,
-        tree: xr.DataTree,
+        tree: xr.DataTree | xr.Dataset,
         contract: Contract | None = None,
         *,
         memory: float = 4.0,
@@ -359,7 +359,7 @@ class Source:
         return 4 * self.ds.sizes["time"] * len(self.schema) * self.grid.shape[0] * self.grid.shape[1]
 
 
-def groups_of(tree: xr.DataTree, report: Report, groups: Mapping[str, str] = GROUPS) -> dict[str, xr.Dataset]:
+def groups_of(tree: xr.DataTree | xr.Dataset, report: Report, groups: Mapping[str, str] = GROUPS) -> dict[str, xr.Dataset]:
     """The groups that are there, by branch; problems go to the report."""
     parts = ", ".join(f'"/{group}": {group}_ds' for group in groups.values())
     build = f"Build it: xr.DataTree.from_dict({{{parts}}})"
@@ -372,7 +372,7 @@ def groups_of(tree: xr.DataTree, report: Report, groups: Mapping[str, str] = GRO
     return {branch: tree[group].to_dataset() for branch, group in groups.items() if group in tree.children}
 
 
-def _sources(tree: xr.DataTree, contract: Contract, skip: float, report: Report) -> dict[str, Source]:
+def _sources(tree: xr.DataTree | xr.Dataset, contract: Contract, skip: float, report: Report) -> dict[str, Source]:
     """The groups that can be used, by branch; problems go to the report."""
     hours = {"outer": (1, 2, 3, HOURS), "inner": (1,)}
     statics = {"outer": STATICS[:2], "inner": tuple(name for name in contract.statics if name in STATICS)}

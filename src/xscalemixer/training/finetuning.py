@@ -18,7 +18,7 @@ from xscalemixer.conform import absent, on_canonical_axes, valid_times
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.forecaster import Forecaster
 from xscalemixer.grids import grid_of
-from xscalemixer.model import Model
+from xscalemixer.model import ForecastModel, Model
 from xscalemixer.nn.lowrank import add_low_rank, merge_low_rank
 from xscalemixer.regional import RegionalForecaster
 from xscalemixer.report import Report
@@ -36,7 +36,7 @@ __all__ = ["finetune"]
 
 log = logging.getLogger(__name__)
 
-_ADAPTATIONS: dict[type, Any] = {Forecaster: Adaptation, RegionalForecaster: HourlyAdaptation}
+_ADAPTATIONS: dict[type[ForecastModel], Any] = {Forecaster: Adaptation, RegionalForecaster: HourlyAdaptation}
 _BATCH = 4
 _MOST = 0.95  # share of the parameters taken over below which it is a warning
 
@@ -122,7 +122,7 @@ def finetune(
     missing = _listed(missing)
     _check_arguments(epochs, statistics, rank, least, (train, validation), () if stages is None else stages, report)
     base = _base(model, report)
-    kind = Adaptation if base is None else _ADAPTATIONS[type(base)]
+    kind: Any = Adaptation if base is None else _ADAPTATIONS[type(base)]
     groups = {branch: on_canonical_axes(ds, Report("")) for branch, ds in kind.groups(tree, report).items()}
     schemas = None if base is None else _schemas(base, missing, groups, kind.titles, report)
     times = {branch: valid_times(ds, report) for branch, ds in groups.items()}
@@ -198,7 +198,7 @@ def _are_stages(value) -> bool:
     return isinstance(value, Iterable) and all(isinstance(stage, Stage) for stage in value)
 
 
-def _base(model, report: Report) -> Model | None:
+def _base(model, report: Report) -> ForecastModel | None:
     try:
         found = model_of(model)
     except InputError as error:
@@ -222,7 +222,7 @@ def _listed(missing) -> tuple[str | int, ...]:
 
 
 def _schemas(
-    base: Model, missing: tuple, groups: Mapping[str, xr.Dataset], titles: Mapping[str, str], report: Report
+    base: ForecastModel, missing: tuple, groups: Mapping[str, xr.Dataset], titles: Mapping[str, str], report: Report
 ) -> dict[str, Schema] | None:
     """The schemas of a model without what is missing; what else the data lack goes to the report, with what to type."""
     schemas = {each.part: each.branch.schema for each in base.inputs}

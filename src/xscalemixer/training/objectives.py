@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from xscalemixer.augmentation import TurnAndMirror
 from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Group
 from xscalemixer.nn.coldstart import ColdStart
-from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel, Tower
+from xscalemixer.nn.scalemixer import CoupledModel, GlobalModel, ScaleMixer, Tower
 from xscalemixer.state import HOURS
 from xscalemixer.training.config import Stage
 from xscalemixer.training.data import TrainingData
@@ -93,6 +94,7 @@ class CoupledObjective(_NetworkObjective):
         batch = self.shift(batch) if self.training and self.shift else batch
         outer, inner = batch["outer"][:, 0], batch["inner"][:, :HOURS]
         steps, value, predicted, entropies = batch["calendar"].shape[1], outer.new_zeros(()), [], []
+        mixers = cast("Iterable[ScaleMixer]", self.network.mixers)  # a ModuleList does not know the kind of its modules
         for i in range(steps):
             forcing = batch["outer_forcing"][:, i], batch["inner_forcing"][:, i]
             tower = Tower(batch["tower_tokens"][:, i], batch["tower_state"][:, i]) if "tower_state" in batch else None
@@ -103,7 +105,7 @@ class CoupledObjective(_NetworkObjective):
             if self.error is not None:
                 value = value + self.global_weight * self.error(outer, batch["outer"][:, i + 1]) / steps
             predicted.append(inner.detach())
-            for mixer, keys in zip(self.network.mixers, result.keys, strict=True):
+            for mixer, keys in zip(mixers, result.keys, strict=True):
                 entropies.append(relative_entropy(keys.scores.detach(), mixer.sampler.domain_size))
             if self.detach:
                 outer, inner = outer.detach(), inner.detach()

@@ -235,7 +235,7 @@ class Run:
         model.eval()
         return model
 
-    def _run(self, number: int, model: Model) -> list[dict]:
+    def _run(self, number: int, model: Any) -> list[dict]:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
@@ -329,8 +329,8 @@ class Run:
         return finished
 
 
-def objective_of(stage: Stage, config: TrainConfig, data: Any, model: Any) -> tuple[nn.Module, Callable[[Periods], Samples]]:
-    """What a stage trains, and the function that makes its samples from periods; data and model are those of its contract."""
+def objective_of(stage: Stage, config: Any, data: Any, model: Any) -> tuple[nn.Module, Callable[[Periods], Samples]]:
+    """What a stage trains, and the function that makes its samples from periods; all else is that of its contract."""
     match stage.kind:
         case "cold_start":
             return ColdStartObjective(model.cold_start, data, stage), lambda periods: ColdStartSamples(data, model, periods)

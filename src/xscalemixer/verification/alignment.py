@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -424,7 +424,7 @@ def _span_of(index: np.ndarray) -> slice | np.ndarray:
     return index
 
 
-def _valid(ds: xr.Dataset) -> np.ndarray:
+def _valid(ds: xr.Dataset | xr.DataArray) -> np.ndarray:
     return ds["reference_time"].values[:, None] + ds["lead_time"].values.astype("timedelta64[h]")
 
 
@@ -466,7 +466,8 @@ def _common_cells(parts: dict[str, xr.Dataset], choice: CommonGrid, report: Repo
     moved = {name: _onto(ds, grids[name], target, choice, report, name) for name, ds in parts.items()}
     centers = {"latitude": list(target.latitude), "longitude": list(target.longitude)} if isinstance(target, Grid) else {}
     area = xr.DataArray(target.area, centers, dims)
-    *aligned, area = xr.align(*moved.values(), area, join="inner", exclude=_NOT_PLACES)
+    objects: list[Any] = [*moved.values(), area]  # the annotations of align know no mixture
+    *aligned, area = xr.align(*objects, join="inner", exclude=_NOT_PLACES)
     if not area.size:
         described = [f"{name} on {grid}" for name, grid in grids.items()]
         raise GridError("these datasets do not overlap", [f"{'; '.join(described)}; needed a common area"])
@@ -540,9 +541,10 @@ def _cell_size(grid: _AnyGrid) -> float:
 
 def _same_lattice(one: _AnyGrid, other: _AnyGrid) -> bool:
     """True if the centers of both grids coincide wherever the grids overlap."""
+    if isinstance(one, CurvilinearGrid) and isinstance(other, CurvilinearGrid):
+        return one.shape == other.shape and np.allclose(one.points, other.points, rtol=0, atol=1e-6)
     if isinstance(one, CurvilinearGrid) or isinstance(other, CurvilinearGrid):
-        both = isinstance(one, CurvilinearGrid) and isinstance(other, CurvilinearGrid) and one.shape == other.shape
-        return both and np.allclose(one.points, other.points, rtol=0, atol=1e-6)
+        return False
     if one == other:
         return True
     if not np.allclose(one.spacing, other.spacing, rtol=0.02):
@@ -577,7 +579,7 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
     """
     if isinstance(target, CurvilinearGrid):
         return ds
-    if _same_lattice(source, target):
+    if isinstance(source, Grid) and _same_lattice(source, target):
         (rows, at_rows), (columns, at_columns) = _matches(source, target)
         picked = ds.isel(latitude=_span_of(rows), longitude=_span_of(columns))
         cells = {"latitude": np.array(target.latitude)[at_rows], "longitude": np.array(target.longitude)[at_columns]}
@@ -587,7 +589,7 @@ def _onto(ds: xr.Dataset, source: _AnyGrid, target: _AnyGrid, choice: CommonGrid
     parts = int(((regridder.weights.coverage > 1e-3) & ~whole).sum())
     left_out = f"; {parts} cells at the edge, partly outside it, left out" if parts else ""
     report.assume(f"{name}: grid", f"{regridder.method} from {source} to {target}{left_out}")
-    rows, columns = whole.any(axis=1), whole.any(axis=0)
+    rows, columns = (np.flatnonzero(whole.any(axis)) for axis in (1, 0))
     moved = regrid(ds, regridder).isel(latitude=rows, longitude=columns)
     inside = xr.DataArray(whole[rows][:, columns], dims=("latitude", "longitude"))
     return moved if inside.all() else moved.where(inside)

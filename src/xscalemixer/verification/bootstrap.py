@@ -14,6 +14,8 @@ n   r = 0  r = 0.5  r = 0.8
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
@@ -95,7 +97,7 @@ def segment_lengths(times: np.ndarray) -> np.ndarray:
         Sum N.
     """
     steps = np.diff(times)
-    gaps = np.flatnonzero(steps > _GAP * np.median(steps)) + 1 if steps.size else []
+    gaps: Iterable[int] = np.flatnonzero(steps > _GAP * np.median(steps)) + 1 if steps.size else []
     return np.diff([0, *gaps, len(times)])
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import and_
@@ -172,7 +173,7 @@ def sums_at_places(
 
 def batches(
     aligned: Mapping[str, Aligned], lazy: Callable[[Block], xr.Dataset], memory: str | int, report: Report
-) -> list[dict[str, list[int]]]:
+) -> list[Block]:
     """Blocks of starts, and of lead times where one start is too much, within the bounds on memory and on the graph.
 
     Parameters
@@ -192,7 +193,7 @@ def batches(
     starts, leads = max(1, most // sizes[1]), min(sizes[1], most)
     chunk = max(max(_chunks(one.forecast, "reference_time"), default=1) for one in aligned.values())
     starts -= starts % chunk if starts > chunk else 0
-    blocks = [
+    blocks: list[Block] = [
         {"reference_time": [i, min(i + starts, sizes[0])], "lead_time": [j, min(j + leads, sizes[1])]}
         for i in range(0, sizes[0], starts)
         for j in range(0, sizes[1], leads)
@@ -227,7 +228,7 @@ def _tasks(lazy: xr.Dataset) -> int:
     return len(lazy.__dask_graph__() or ())
 
 
-def _tell_waste(name: str, one: Aligned, blocks: list[dict], report: Report) -> None:
+def _tell_waste(name: str, one: Aligned, blocks: Sequence[Block], report: Report) -> None:
     """Warn where chunks hold much more along an axis than a batch uses, so that they are read again for every batch."""
     parts = [one.position.isel(_spans(block)).values for block in blocks]
     times = [np.unique(part[part >= 0]) for part in parts]
@@ -249,7 +250,7 @@ def _tell_waste(name: str, one: Aligned, blocks: list[dict], report: Report) -> 
 
 def _needed(array: xr.DataArray, axes: Mapping[str, list[np.ndarray]]) -> float:
     """Bytes that all batches use."""
-    return array.nbytes * sum(np.prod([len(p) / array.sizes[dim] for dim, p in zip(axes, batch, strict=True)])
+    return array.nbytes * sum(math.prod([len(p) / array.sizes[dim] for dim, p in zip(axes, batch, strict=True)])
                               for batch in zip(*axes.values(), strict=True))  # fmt: skip
 
 
@@ -328,7 +329,7 @@ def _in_pieces(part: Aligned) -> Aligned:
     return replace(part, forecast=part.forecast.map(lambda array: _joined(array, part.area.dims), keep_attrs=True))
 
 
-def _joined(array: xr.DataArray, cells: tuple[str, ...]) -> xr.DataArray:
+def _joined(array: xr.DataArray, cells: tuple[Hashable, ...]) -> xr.DataArray:
     if array.chunks is None:
         return array
     starts, leads = (array.sizes[dim] for dim in _AXES)
@@ -340,7 +341,7 @@ def _joined(array: xr.DataArray, cells: tuple[str, ...]) -> xr.DataArray:
     return array.chunk(sizes | dict.fromkeys(whole, -1))
 
 
-def _known_to_all(parts: Mapping[str, Aligned]) -> dict[str, xr.DataArray]:
+def _known_to_all(parts: Mapping[str, Aligned]) -> dict[Hashable, xr.DataArray]:
     """Where all members of all models have a value, by variable."""
     has = lambda field: field.notnull().all("member") if "member" in field.dims else field.notnull()
     names = next(iter(parts.values())).forecast
@@ -353,7 +354,7 @@ def _template(aligned: Mapping[str, Aligned], names: tuple[str, ...], blocks: li
 
     first = next(iter(aligned.values()))
     kept = first.forecast.isel(dict.fromkeys(first.area.dims, 0), drop=True).isel(member=0, drop=True, missing_dims="ignore")
-    sizes = {dim: blocks[0][dim][1] for dim in _AXES}
+    sizes: dict[Hashable, int] = {dim: blocks[0][dim][1] for dim in _AXES}
     means = ["share", "weight", *names]
     out = {}
     for name, array in kept.items():

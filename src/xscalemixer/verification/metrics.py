@@ -36,10 +36,10 @@ spread_skill   :math:`\sqrt{(M + 1) / M}` spread / rmse; 1 if reliable          
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -59,7 +59,7 @@ class Metric:
     means : tuple of str
         Area means it is made of, see `field_means`.
     finish : callable
-        ``finish(averages)``, with one DataArray for each of the area means, and ``members``.
+        ``finish(averages)``, with one Dataset for each of the area means, and the DataArray ``members``.
     units : "same", "square" or "1"
     needs : "climatology", "members" or None
     is_error : bool
@@ -67,7 +67,7 @@ class Metric:
     """
 
     means: tuple[str, ...]
-    finish: Callable[[Mapping[str, xr.DataArray]], xr.DataArray]
+    finish: Callable[[Mapping[str, Any]], xr.Dataset]
     units: Literal["same", "square", "1"] = "same"
     needs: Literal["climatology", "members"] | None = None
     is_error: bool = False
@@ -81,7 +81,7 @@ def _root(name: str, **kwargs) -> Metric:
     return Metric((name,), lambda mean: np.sqrt(mean[name]), **kwargs)
 
 
-def _spread_skill(mean: Mapping[str, xr.DataArray]) -> xr.DataArray:
+def _spread_skill(mean: Mapping[str, Any]) -> xr.Dataset:
     return np.sqrt((mean["members"] + 1) / mean["members"] * mean["variance"] / mean["mse"])
 
 
@@ -103,10 +103,10 @@ ROOTED = ("mse", "activity", "truth_activity", "variance")
 CELLWISE = ("bias", "mae", "mse", "variance", "crps", "crps_fair")  # what a single cell has; the others need a field
 
 
-def average(mean: xr.DataArray, name: str, average_over: Callable[[xr.DataArray], xr.DataArray], root: str) -> xr.DataArray:
+def average(mean: xr.Dataset, name: str, average_over: Callable[[xr.Dataset], xr.Dataset], root: str) -> xr.Dataset:
     """Average an area mean over fields; ``root="before"`` averages the roots of squared quantities instead, and squares that."""
     if name in ROOTED and root == "before":
-        return average_over(np.sqrt(mean)) ** 2
+        return average_over(xr.ufuncs.sqrt(mean)) ** 2
     return average_over(mean)
 
 
@@ -154,7 +154,12 @@ def field_means(
 
 
 def place_sums(
-    names: tuple[str, ...], forecast: xr.DataArray, truth: xr.DataArray, valid: xr.DataArray, cells: tuple[str, ...], root: str
+    names: tuple[str, ...],
+    forecast: xr.DataArray,
+    truth: xr.DataArray,
+    valid: xr.DataArray,
+    cells: tuple[Hashable, ...],
+    root: str,
 ) -> xr.DataArray:
     """Sums over the starts of what `CELLWISE` names at each cell, and how many values there were; lazy where the data are.
 
@@ -167,7 +172,7 @@ def place_sums(
     truth : xr.DataArray
     valid : xr.DataArray
         True where a value counts; the dims of ``truth``.
-    cells : tuple of str
+    cells : tuple of Hashable
         Horizontal dims.
     root : "after" or "before"
         Sum squared quantities, or their roots.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import wraps
 from numbers import Integral
 from os import PathLike
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -147,14 +147,13 @@ def score(
     names = tuple(dict.fromkeys(name for metric in chosen for name in METRICS[metric].means))
     places = "stations" if "station" in next(iter(aligned.values())).area.dims else "cells"
     attrs = {"region": "all" if region is None else str(tuple(region)), "places": places}
-    run = {"memory": memory, "report": report, "progress": progress}
     if "place" in by:
-        sums = sums_at_places(aligned, names, by=by, root=root, **run)
+        sums = sums_at_places(aligned, names, by=by, root=root, memory=memory, report=report, progress=progress)
         out = _finish_places(sums, chosen, members, _described(aligned), by, skill_against, root, report)
         out.attrs |= attrs
     else:
         storage = None if to is None else Storage(to, resume, overwrite)
-        means = area_means(aligned, names, attrs=attrs, storage=storage, **run)
+        means = area_means(aligned, names, attrs=attrs, storage=storage, memory=memory, report=report, progress=progress)
         out = _finish(means, chosen, by, skill_against, root, draws, block, seed)
     return out.isel(model=0, drop=True) if list(forecasts) == [_ONE] else out
 
@@ -239,7 +238,7 @@ def _settings_problems(by, metrics, root, draws, block) -> list[str]:
 
 
 def _is_count(number) -> bool:
-    return isinstance(number, Integral) and number >= 1
+    return isinstance(number, Integral) and int(number) >= 1
 
 
 def _model_problems(models, skill_against, by) -> list[str]:
@@ -326,7 +325,7 @@ def _finish_places(sums: xr.Dataset, metrics, members, described, by, skill_agai
     number = sums.sel(mean="count", drop=True)
     means = sums.drop_sel(mean="count") / number.where(number > 0)
     squared = lambda field, name: field**2 if root == "before" and name in ROOTED else field
-    averages = {name: squared(means.sel(mean=name, drop=True), name) for name in means["mean"].values}
+    averages: dict[str, Any] = {name: squared(means.sel(mean=name, drop=True), name) for name in means["mean"].values}
     averages["members"] = xr.DataArray(list(members.values()), {"model": list(members)}, dims="model")
     scores = {metric: METRICS[metric].finish(averages) for metric in metrics}
     if skill_against is not None:
@@ -337,7 +336,7 @@ def _finish_places(sums: xr.Dataset, metrics, members, described, by, skill_agai
     return _with_attrs(_assemble(scores, described), averaged, root, report)
 
 
-def _described(aligned: Mapping[str, Aligned]) -> dict[str, dict]:
+def _described(aligned: Mapping[str, Aligned]) -> dict[Hashable, dict]:
     return {name: array.attrs for name, array in next(iter(aligned.values())).forecast.items()}
 
 
@@ -429,7 +428,7 @@ def _compared(
     return out
 
 
-def _assemble(scores: Mapping[str, xr.Dataset], described: Mapping[str, Mapping]) -> xr.Dataset:
+def _assemble(scores: Mapping[str, xr.Dataset], described: Mapping[Hashable, Mapping]) -> xr.Dataset:
     out = xr.concat(list(scores.values()), "metric", coords="minimal", compat="override", join="outer")
     bases = [name.split("_difference")[0] for name in scores]
     unitless = [name.endswith("_skill") or name == "count" or (name in METRICS and METRICS[name].units == "1") for name in bases]
