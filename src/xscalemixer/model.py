@@ -66,7 +66,8 @@ class Branch:
         if not self.stats.reduced:
             return mean, std
         if height is None:
-            raise CheckpointError("this model cannot run", ["its statistics are those of fields reduced to sea level; needed orog"])
+            needed = "its statistics are those of fields reduced to sea level; needed orog"
+            raise CheckpointError("this model cannot run", [needed])
         offset, factor = to_sea_level(self.schema, height)
         return offset + factor * mean[:, None, None], factor * std[:, None, None]
 
