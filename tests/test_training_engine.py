@@ -287,6 +287,24 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, how):
     assert "update-00000010.safetensors cannot be used" in caplog.text
 
 
+def test_no_flipped_bit_of_the_header_is_believed(tmp_path):
+    """Any bit of what a checkpoint tells of itself: it is refused, or was padding."""
+    folder = tmp_path / "s"
+    Checkpoints(folder, {"seed": 1}).save(3, {"a": torch.ones(2)}, {"best": 3, "history": [0.5]}, {"a": torch.ones(2)})
+    path = folder / "update-00000003.safetensors"
+    whole = path.read_bytes()
+    header, refused = whole.index(b"}}") + 2, 0
+    for place in range(8, header):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            tensors, state, _ = Checkpoints(folder, {"seed": 1}).load(3)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert state == {"best": 3, "history": [0.5]} and torch.equal(tensors["a"], torch.ones(2))
+    assert refused > 0.9 * (header - 8)
+
+
 def test_damaged_checkpoint_is_not_newer_than_those_after_it(tmp_path):
     *_, losses = run(tmp_path)
     spoil(tmp_path / "line" / "update-00000010.safetensors", "cut")

@@ -23,6 +23,7 @@ __all__ = ["Checkpoints", "LossLog", "owned", "write_tensors", "write_whole"]
 log = logging.getLogger(__name__)
 
 _LAST = 2
+_DAMAGED = "its checksum differs; the file was damaged after it was written"
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -80,7 +81,7 @@ def owned(folder: Path | None) -> Iterator[None]:
 class Checkpoints:
     """A folder of checkpoints, ``update-00000200.safetensors`` and ``best-00000100.safetensors``.
 
-    A checkpoint holds tensors and, in its header, plain data and a checksum of the tensors. The best weights lie in a file
+    A checkpoint holds tensors and, in its header, plain data and checksums of these and of the tensors. The best weights lie in a file
     of their own that checkpoints refer to, so a checkpoint never speaks of weights that are not on the disk.
 
     Parameters
@@ -98,10 +99,10 @@ class Checkpoints:
         """Write the state after an update, and the best weights (``state["best"]`` is their update) if they are new."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if (target := self._file("best", state["best"])) not in self._good:
-            write_tensors(target, best, {"crc32": _checksum(best)})
+            write_tensors(target, best, _signed({"tensors": _checksum(best)}))
             self._good.add(target)
-        about = {"run": json.dumps(self.run), "state": json.dumps(state), "crc32": _checksum(tensors)}
-        write_tensors(self._file("update", update), tensors, about)
+        about = {"run": json.dumps(self.run), "state": json.dumps(state), "tensors": _checksum(tensors)}
+        write_tensors(self._file("update", update), tensors, _signed(about))
         self._tidy()
 
     def latest(self) -> int:
@@ -153,7 +154,13 @@ class Checkpoints:
         """Keep the last two, and the best weights they refer to."""
         for path in self._updates()[:-_LAST]:
             path.unlink()
-        used = {self._file("best", json.loads(_header(path)["state"])["best"]) for path in self._updates()}
+        used = set()
+        for path in self._updates():
+            try:
+                used.add(self._file("best", json.loads(_header(path)["state"])["best"]))
+            except CheckpointError as error:
+                log.warning("%s", error)
+                path.unlink()
         for path in set(self.folder.glob("best-*.safetensors")) - used:
             path.unlink()
         for path in self.folder.glob("*.draft"):
@@ -179,17 +186,24 @@ def _header(path: Path) -> dict[str, str]:
             about = file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be used", [f"damaged or incomplete: {error}"]) from error
-    if "crc32" not in about:
+    if "header" not in about:
         raise CheckpointError(f"{path} cannot be used", ["it has no checksum"])
+    if about != _signed({name: text for name, text in about.items() if name != "header"}):
+        raise CheckpointError(f"{path} cannot be used", [_DAMAGED])
     return about
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     about = _header(path)
     tensors = safetensors.torch.load_file(path)
-    if _checksum(tensors) != about["crc32"]:
-        raise CheckpointError(f"{path} cannot be used", ["its checksum differs; the file was damaged after it was written"])
+    if _checksum(tensors) != about["tensors"]:
+        raise CheckpointError(f"{path} cannot be used", [_DAMAGED])
     return tensors
+
+
+def _signed(about: Mapping[str, str]) -> dict[str, str]:
+    """A header with a checksum of itself."""
+    return {**about, "header": f"{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"}
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
