@@ -444,6 +444,20 @@ def test_too_little_taken_over_is_refused(base):
         xsm.finetune(alpine(), base, least=1, **QUICK)
 
 
+def test_half_of_the_parameters_are_asked_for_by_default(base, monkeypatch):
+    monkeypatch.setattr(adapting.Takeover, "share", property(lambda _: 0.49))
+    with pytest.raises(CheckpointError, match="needed 50 % of the parameters"):
+        xsm.finetune(alpine(), base, stages=COLD, **QUICK)
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.94, "WARNING"), (0.96, "INFO")])
+def test_what_is_taken_over_is_told(base, monkeypatch, caplog, share, level):
+    monkeypatch.setattr(adapting.Takeover, "share", property(lambda _: share))
+    with caplog.at_level("INFO", "xscalemixer"):
+        xsm.finetune(alpine(), base, stages=COLD, **QUICK)
+    assert [record.levelname for record in caplog.records if "are taken over" in record.getMessage()] == [level]
+
+
 def test_batches_are_no_larger_than_the_data(base):
     tree = alpine()
     inner = tree["regional"].to_dataset().isel(time=slice(0, 41))

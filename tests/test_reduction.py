@@ -12,7 +12,7 @@ from train_tiny import PERIODS, small_config, small_tree, stages
 from worlds import HOUR, START, forecaster
 
 import xscalemixer as xsm
-from xscalemixer.errors import CheckpointError
+from xscalemixer.errors import CheckpointError, SchemaError
 from xscalemixer.physics.pressure import standard_pressure, standard_temperature
 from xscalemixer.reduction import to_sea_level
 from xscalemixer.samples import Series, survey
@@ -107,6 +107,15 @@ def test_a_trained_model_is_reduced_and_stays_so(tmp_path):
     forecasts = [xsm.forecast(start, 6, model=each, regional=region) for each in (model, loaded)]
     xr.testing.assert_allclose(*forecasts)
     assert float(abs(forecasts[0]["sp"][0, 0] / region["sp"][-1] - 1).max()) < 0.05  # the relief is still in it
+
+
+@pytest.mark.parametrize("name", ["t2m", "sp"])
+def test_a_constant_over_relief_is_still_a_constant(name):
+    tree = high_tree()
+    field = tree["regional"][name]
+    tree["regional"][name] = field.copy(data=np.full_like(field, 285.0 if name == "t2m" else 9e4))
+    with pytest.raises(SchemaError, match=f" {name}: the same value everywhere"):
+        TrainingData.of(small_config(stages=stages(1)), tree)
 
 
 def test_networks_that_get_global_fields_do_without():

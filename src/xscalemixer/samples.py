@@ -154,16 +154,20 @@ def survey(
     first = int(inside.argmax())
     near = reduced(series.values[first : first + 1]).mean((0, 2, 3), dtype="f8").astype("f4")[:, None, None]
     count, total, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
+    low, high = np.full(len(schema), np.inf), np.full(len(schema), -np.inf)
     for block in series.blocks():
         values = series.values[block]
         digest.update(np.ascontiguousarray(values).view("u1").data)
-        change = reduced(values[inside[block]]) - near
+        known = values[inside[block]]
+        low = np.minimum(low, known.min((0, 2, 3), initial=np.inf))
+        high = np.maximum(high, known.max((0, 2, 3), initial=-np.inf))
+        change = reduced(known) - near
         count += change.size // len(schema)
         total += change.sum((0, 2, 3), dtype="f8")
         square += np.square(change, out=change).sum((0, 2, 3), dtype="f8")
     apart = total / count
     mean, std = near.ravel() + apart, np.sqrt(np.maximum(square / count - apart**2, 0.0))
-    constant = [c for c, m, s in zip(schema.channels, mean, std, strict=True) if s <= 1e-6 * abs(m)]
+    constant = [c for c, a, b in zip(schema.channels, low, high, strict=True) if b - a <= 1e-6 * max(abs(a), abs(b))]
     if constant:
         found = f"{', '.join(constant)}: the same value everywhere in the training periods; needed fields that change"
         raise SchemaError(

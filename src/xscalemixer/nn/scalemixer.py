@@ -176,6 +176,9 @@ class ScaleMixerConfig:
     variable_width : int
         Features of each regional variable at an hour, from an encoder of its own; about ``width`` over the number of variables
         keeps the network as large as it is. 0: one embedding of all variables, as in the paper.
+    driver_fields : bool
+        The regional heads see the global fields at t and t + 6 h too, interpolated to their cells; False as in the paper. It
+        helps where global tokens are coarse. Only where tokens are exchanged: other couplings have the fields, or hear nothing.
     shared : tuple of (int, int, float, float)
         For "lam" and "downscaled": regional channel, global channel that is the same variable, and scale and offset from
         the normalized values of the second to those of the first.
@@ -198,6 +201,7 @@ class ScaleMixerConfig:
     positions: Literal["learned", "fourier"] = "learned"
     detail: int = 0
     variable_width: int = 0
+    driver_fields: bool = False
     shared: tuple[tuple[int, int, float, float], ...] = ()
     frame: int = 0
     sunlit_channel: int | None = None
@@ -213,6 +217,8 @@ class ScaleMixerConfig:
         if self.variable_width < 0 or (self.variable_width and self.coupling == "downscaled"):
             found = f"variable_width={self.variable_width} with coupling={self.coupling!r}"
             raise ValueError(f"{found}; needed 0 or more, and regional hours as input, which 'downscaled' has not")
+        if self.driver_fields and not self.exchanges:
+            raise ValueError(f"driver_fields=True with coupling={self.coupling!r}; needed 'two_way' or 'one_way'")
         for name in ("outer", "inner"):
             depth = getattr(self, name).depth
             if depth % self.blocks:
@@ -445,7 +451,7 @@ class RegionalModel(nn.Module):
         self.merge = nn.Linear(HOURS * features, width)
         self.static_embedding = PatchEmbedding(branch.statics, width, self.grid) if branch.statics else None
         self.forcing_embedding = PatchEmbedding(branch.forcings, width, self.grid) if branch.forcings else None
-        driven = config.coupling in DRIVEN
+        driven = config.coupling in DRIVEN or config.driver_fields
         self.driver_embedding = PatchEmbedding(2 * config.outer.channels, width, self.grid) if driven else None
         self.calendar = MLP(4, width, width)
         self.position = Position(self.grid, width, config.positions)
@@ -476,9 +482,11 @@ class RegionalModel(nn.Module):
         if self.forcing_embedding is not None:
             forcing = require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
             tokens = tokens + self.forcing_embedding(forcing)
-        if self.driver_embedding is not None:
-            tokens = tokens + self.driver_embedding(driver)
-        return self.position(tokens)
+        return self.position(tokens if driver is None else self.with_driver(tokens, driver))
+
+    def with_driver(self, tokens: Tensor, driver: Tensor) -> Tensor:
+        """Add the driver (B, 2 C_g, H, W) to tokens (B, N_r, d)."""
+        return tokens + cast("PatchEmbedding", self.driver_embedding)(driver)
 
     def decode(self, tokens: Tensor, history: Tensor, forcing: Tensor | None) -> Tensor:
         """Tokens (B, N_r, d or 2d) and the inputs they came from to hours t+1..t+6 (B, 6, C, H, W)."""
@@ -814,7 +822,7 @@ class CoupledModel(nn.Module):
         self.inner: RegionalModel | Downscaler = Downscaler(config) if config.coupling == "downscaled" else RegionalModel(config)
         self.alignment = Alignment(config.outer.tokens, config.inner.tokens)
         self.mixers = nn.ModuleList(ScaleMixer(config, self.alignment) for _ in range(config.blocks if config.exchanges else 0))
-        self.driver = Driver(config) if config.coupling in DRIVEN else None
+        self.driver = Driver(config) if config.coupling in DRIVEN or config.driver_fields else None
         self._frozen = False
 
     def freeze_outer(self) -> CoupledModel:
@@ -859,7 +867,7 @@ class CoupledModel(nn.Module):
         if self.config.coupling == "two_way":
             return self._exchanging(outer, inner, calendar, outer_forcing, inner_forcing)
         tower = self.tower(outer, outer_forcing) if tower is None else tower
-        if self.driver is not None:
+        if self.driver is not None and not self.config.exchanges:
             return self._driven(self.driver, outer, inner, calendar, inner_forcing, tower.state)
         region, keys = self._hearing_region, []
         z_inner = region.embed(inner, inner_forcing, calendar)
@@ -869,7 +877,7 @@ class CoupledModel(nn.Module):
                 _, z_inner, chosen = self.mixers[i](tower.tokens[:, i], z_inner)
                 keys.append(chosen)
         if self.mixers:
-            z_inner = torch.cat([z_inner, self.alignment.to_inner(tower.tokens[:, -1])], -1)
+            z_inner = self._informed(z_inner, tower.tokens[:, -1], outer, tower.state)
         return Step(tower.state, region.decode(z_inner, inner, inner_forcing), tuple(keys))
 
     def tower(self, outer: Tensor, outer_forcing: Tensor | None = None) -> Tower:
@@ -893,8 +901,15 @@ class CoupledModel(nn.Module):
         for global_layers, regional_layers, mixer in zip(self.outer.groups, region.groups, self.mixers, strict=True):
             z_outer, z_inner, chosen = mixer(global_layers(z_outer), regional_layers(z_inner))
             keys.append(chosen)
-        z_inner = torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
-        return Step(self.outer.decode(z_outer, outer), region.decode(z_inner, inner, inner_forcing), tuple(keys))
+        ahead = self.outer.decode(z_outer, outer)
+        z_inner = self._informed(z_inner, z_outer, outer, ahead)
+        return Step(ahead, region.decode(z_inner, inner, inner_forcing), tuple(keys))
+
+    def _informed(self, z_inner: Tensor, z_outer: Tensor, now: Tensor, ahead: Tensor) -> Tensor:
+        """What the regional heads get: regional tokens and the global ones above them, and the global fields if they see them."""
+        if self.driver is not None:
+            z_inner = self._hearing_region.with_driver(z_inner, self.driver(now, ahead))
+        return torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
 
     def _driven(self, driver: Driver, outer: Tensor, inner: Tensor, calendar: Tensor, inner_forcing, ahead: Tensor) -> Step:
         """The region with the fields of a finished global step as inputs."""

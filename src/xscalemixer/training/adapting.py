@@ -143,7 +143,7 @@ class Adaptation(Contract):
         return _part_of(own.stats, self.schemas[name])
 
     def reduced(self, grid: Grid) -> bool:
-        """As it was trained; in another region always, if its network can be: otherwise weather is lost in another relief."""
+        """New statistics are those of reduced fields where the model's own are, and in another region if its network may be."""
         moved = grid != self.base.inner.grid and self.base.network.config.coupling not in DRIVEN
         return moved or self.base.inner.stats.reduced
 
@@ -262,7 +262,7 @@ class HourlyAdaptation(HourlyContract):
         return _part_of(self.base.inner.stats, schema) if self.statistics == "keep" else None
 
     def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
-        """As it was trained; in another region always."""
+        """New statistics are those of reduced fields where the model's own are, and in another region."""
         return grid != self.base.inner.grid or self.base.inner.stats.reduced
 
     def begin(self, data: HourlyData, config: Met2NetTrainConfig) -> tuple[RegionalForecaster, Takeover]:

@@ -28,6 +28,7 @@ from xscalemixer.training.data import (
     digest_of,
     grid_digest,
     read_source,
+    statistics_digest,
     too_large,
     warn_of_chunks,
 )
@@ -146,7 +147,7 @@ class HourlyData:
         stats = contract.stats(schema) or found
         digests = {
             "inner grid": grid_digest(source.grid),
-            "inner statistics": digest_of(*stats.arrays(schema)),
+            "inner statistics": statistics_digest(stats, schema),
             "inner data": f"{digest} {digest_of(*statics.values())}",
         }
         for finding in report.select("warning"):

@@ -81,8 +81,8 @@ def owned(folder: Path | None) -> Iterator[None]:
 class Checkpoints:
     """A folder of checkpoints, ``update-00000200.safetensors`` and ``best-00000100.safetensors``.
 
-    A checkpoint holds tensors and, in its header, plain data and checksums of these and of the tensors. The best weights lie in a file
-    of their own that checkpoints refer to, so a checkpoint never speaks of weights that are not on the disk.
+    A checkpoint holds tensors and, in its header, plain data and checksums of these and of the tensors. The best weights lie in
+    a file of their own that checkpoints refer to, so a checkpoint never speaks of weights that are not on the disk.
 
     Parameters
     ----------

@@ -47,6 +47,7 @@ __all__ = [
     "groups_of",
     "network_config",
     "read_source",
+    "statistics_digest",
     "too_large",
     "warn_of_chunks",
 ]
@@ -244,7 +245,7 @@ class TrainingData:
             stats = contract.stats(name, source.grid) or found
             branches[name] = Branch(source.schema, source.grid, stats, source.statics)
             digests[f"{name} grid"] = grid_digest(source.grid)
-            digests[f"{name} statistics"] = digest_of(*stats.arrays(source.schema))
+            digests[f"{name} statistics"] = statistics_digest(stats, source.schema)
             digests[f"{name} data"] = f"{digest} {digest_of(statics[name])}"
         for finding in report.select("warning"):
             log.warning("%s", finding)
@@ -326,6 +327,11 @@ class ColdStartSamples(Dataset):
 def grid_digest(grid: Grid) -> str:
     """A short hash that tells grids apart."""
     return digest_of(np.array(grid.latitude), np.array(grid.longitude))
+
+
+def statistics_digest(stats: Stats, schema: Schema) -> str:
+    """The same of statistics, and whether they are those of reduced fields."""
+    return digest_of(*stats.arrays(schema)) + (" reduced" if stats.reduced else "")
 
 
 def digest_of(*arrays: np.ndarray) -> str:

@@ -297,7 +297,8 @@ class Run:
 
     def _identity(self, number: int) -> dict[str, Any]:
         """What decides the weights after a stage: settings, this and earlier stages, statistics and data; plain data."""
-        run = {key: value for key, value in self.config.to_dict().items() if key not in ("name", "test", "stages")}
+        aside = ("name", "test", "stages", "reduced")  # whether fields are reduced shows in the hash of their statistics
+        run = {key: value for key, value in self.config.to_dict().items() if key not in aside}
         for each in fields(TrainConfig):
             if each.name in LATER_SETTINGS and run[each.name] == each.default:
                 del run[each.name]
