@@ -100,9 +100,11 @@ def test_equal_variables_keep_their_weights(tree, width):
         torch.testing.assert_close(new.inner, old.inner[:, :, [0, 1, 2, 3, 4, 6]], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("coupling", ["lam", "nested", "downscaled"])
-def test_driven_baselines_move_too(tree, coupling):
-    base = forecaster(coupling=coupling)
+@pytest.mark.parametrize(
+    "changes", [{"coupling": "lam"}, {"coupling": "nested"}, {"coupling": "downscaled"}, {"driver_width": 3}]
+)
+def test_those_that_see_global_fields_move_too(tree, changes):
+    base = forecaster(**changes)
     thin = tree_of(tree["global"].to_dataset().drop_vars("u10"), tree["regional"].to_dataset().drop_vars("tcc"))
     model, takeover = adapted(base, thin, ("global/u10", "tcc"))
     assert takeover.share == 1

@@ -107,6 +107,10 @@ def test_unknown_key_is_refused():
         ({"sampler": SamplerConfig(keys=1000)}, "keys=1000 exceeds the 128 global tokens"),
         ({"variable_width": -1}, "variable_width=-1 with coupling='two_way'; needed 0 or more"),
         ({"variable_width": 5, "coupling": "downscaled"}, "regional hours as input, which 'downscaled' has not"),
+        (
+            {"driver_width": 3, "coupling": "lam"},
+            "driver_width=3 with coupling='lam'; needed 0, or a positive number and 'two_way'",
+        ),
         ({"sunlit_channel": 6, "inner": replace(TINY.inner, forcings=0)}, "sunlit_channel needs inner.forcings=12"),
     ],
 )
@@ -252,6 +256,23 @@ def test_feedback_of_the_last_block_stays_in_the_box():
     after = mixer.feed_back(outer, inner)
     changed = (after != outer).any(-1)[0].nonzero()[:, 0]
     assert changed.tolist() == sorted(model.alignment.box.tolist())
+
+
+@pytest.mark.parametrize("coupling", ["two_way", "one_way"])
+def test_the_heads_see_the_fields_of_the_driver_at_both_times(coupling):
+    """Beside what they hear from tokens; without the fields the network is what it was."""
+    model = stir(build(coupling=coupling, driver_width=3))
+    plain = build(coupling=coupling)
+    plain.load_state_dict({name: value for name, value in model.state_dict().items() if "driver" not in name})
+    now, ahead = torch.randn(2, 1, TINY.outer.channels, *TINY.outer.shape)
+    tokens = torch.randn(1, 6, 32), torch.randn(1, 128, 32)
+    heard = model._informed(*tokens, now, ahead)
+    for other in (model._informed(*tokens, 2 * now, ahead), model._informed(*tokens, now, 2 * ahead)):
+        assert (other[..., :32] != heard[..., :32]).any(-1).all() and torch.equal(other[..., 32:], heard[..., 32:])
+    for parameter in model.driver_tokens.embedding.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**inputs()).inner, plain(**inputs()).inner)
 
 
 def test_one_way_the_driver_does_not_hear_the_region():

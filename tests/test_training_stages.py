@@ -156,10 +156,10 @@ def test_all_that_is_trained_gets_a_gradient(world, settings):
 # --- a global network that is computed once
 
 
-@pytest.mark.parametrize("coupling", ["one_way", "lam", "downscaled"])
-def test_cached_global_network_gives_the_same_losses(tree, tmp_path, coupling):
+@pytest.mark.parametrize("settings", ["one_way", "one_way with driver fields", "lam", "nested", "downscaled"])
+def test_cached_global_network_gives_the_same_losses(tree, tmp_path, settings):
     stages = [tuple(stage(kind, cache=cache) for kind in ("regional", "rollout")) for cache in (False, True)]
-    settings = {"sunlit_channel": 6, "coupling": coupling}
+    settings = {"sunlit_channel": 6, "coupling": settings.split()[0], "driver_width": 3 * ("fields" in settings)}
     plain, cached = (
         xsm.train(small_config(stages=each, network=settings), tree, folder=tmp_path / str(number))
         for number, each in enumerate(stages)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from xscalemixer.nn.blocks import HOURS, MLP, Attention, require_shape
 from xscalemixer.nn.patch import PatchEmbedding, TokenGrid, bilinear, pad_field
 
-__all__ = ["DRIVEN", "Downscaler", "Driver"]
+__all__ = ["DRIVEN", "Downscaler", "Driver", "DriverTokens"]
 
 DRIVEN = ("lam", "nested", "downscaled")
 _HALO = 2  # global cells around the box in the enlarged crop of "nested"
@@ -92,6 +92,33 @@ class Driver(nn.Module):
     def impose(self, inner: Tensor, guess: Tensor) -> Tensor:
         """Overwrite the frame of the shared channels: (B, 6, C, h, w), (B, 6, C, h, w) -> the same."""
         return torch.where(self.frame, guess, inner)
+
+
+class DriverTokens(nn.Module):
+    """Global fields at t and t+6 on the cells of the region, as regional tokens.
+
+    They are narrowed to a few features before they are interpolated: both are linear, and the global grid has fewer cells.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def __init__(self, config):
+        super().__init__()
+        outer, inner = config.outer, config.inner
+        self.shape = inner.shape
+        self.narrow = nn.Conv2d(2 * outer.channels, config.driver_width, 1)
+        self.embedding = PatchEmbedding(config.driver_width, config.width, inner.tokens)
+        cells = TokenGrid(outer.latitude, outer.longitude, 1, periodic=outer.periodic)
+        index, weight = bilinear(cells, np.array(inner.latitude), np.array(inner.longitude))
+        self.register_buffer("index", torch.as_tensor(index), persistent=False)
+        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32), persistent=False)
+
+    def forward(self, now: Tensor, ahead: Tensor) -> Tensor:
+        """Global states at t and t+6 (B, C_g, H, W) -> (B, N_r, d)."""
+        features = self.narrow(torch.cat([now, ahead], 1))
+        cells = (features.flatten(2)[:, :, self.index] * self.weight).sum(-1)
+        return self.embedding(cells.unflatten(-1, self.shape))
 
 
 def _enlarged(axis: np.ndarray, halo: float) -> np.ndarray:

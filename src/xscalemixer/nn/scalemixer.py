@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from xscalemixer.nn.blocks import HOURS, MLP, Attention, Group, TransformerLayer, require_shape
 from xscalemixer.nn.draws import uniform
-from xscalemixer.nn.driving import DRIVEN, Downscaler, Driver
+from xscalemixer.nn.driving import DRIVEN, Downscaler, Driver, DriverTokens
 from xscalemixer.nn.patch import (
     Alignment,
     Deconvolution,
@@ -176,9 +176,9 @@ class ScaleMixerConfig:
     variable_width : int
         Features of each regional variable at an hour, from an encoder of its own; about ``width`` over the number of variables
         keeps the network as large as it is. 0: one embedding of all variables, as in the paper.
-    driver_fields : bool
-        The regional heads see the global fields at t and t + 6 h too, interpolated to their cells; False as in the paper. It
-        helps where global tokens are coarse. Only where tokens are exchanged: other couplings have the fields, or hear nothing.
+    driver_width : int
+        Features of the global fields at t and t + 6 h that the regional heads see on their cells, beside the tokens; 0 as in
+        the paper. Only where tokens are exchanged: other couplings have the fields, or hear nothing.
     shared : tuple of (int, int, float, float)
         For "lam" and "downscaled": regional channel, global channel that is the same variable, and scale and offset from
         the normalized values of the second to those of the first.
@@ -201,7 +201,7 @@ class ScaleMixerConfig:
     positions: Literal["learned", "fourier"] = "learned"
     detail: int = 0
     variable_width: int = 0
-    driver_fields: bool = False
+    driver_width: int = 0
     shared: tuple[tuple[int, int, float, float], ...] = ()
     frame: int = 0
     sunlit_channel: int | None = None
@@ -217,8 +217,9 @@ class ScaleMixerConfig:
         if self.variable_width < 0 or (self.variable_width and self.coupling == "downscaled"):
             found = f"variable_width={self.variable_width} with coupling={self.coupling!r}"
             raise ValueError(f"{found}; needed 0 or more, and regional hours as input, which 'downscaled' has not")
-        if self.driver_fields and not self.exchanges:
-            raise ValueError(f"driver_fields=True with coupling={self.coupling!r}; needed 'two_way' or 'one_way'")
+        if self.driver_width < 0 or (self.driver_width and not self.exchanges):
+            found = f"driver_width={self.driver_width} with coupling={self.coupling!r}"
+            raise ValueError(f"{found}; needed 0, or a positive number and 'two_way' or 'one_way'")
         for name in ("outer", "inner"):
             depth = getattr(self, name).depth
             if depth % self.blocks:
@@ -451,7 +452,7 @@ class RegionalModel(nn.Module):
         self.merge = nn.Linear(HOURS * features, width)
         self.static_embedding = PatchEmbedding(branch.statics, width, self.grid) if branch.statics else None
         self.forcing_embedding = PatchEmbedding(branch.forcings, width, self.grid) if branch.forcings else None
-        driven = config.coupling in DRIVEN or config.driver_fields
+        driven = config.coupling in DRIVEN
         self.driver_embedding = PatchEmbedding(2 * config.outer.channels, width, self.grid) if driven else None
         self.calendar = MLP(4, width, width)
         self.position = Position(self.grid, width, config.positions)
@@ -482,11 +483,9 @@ class RegionalModel(nn.Module):
         if self.forcing_embedding is not None:
             forcing = require_shape("regional forcing", forcing, (batch, self.config.forcings, *self.config.shape))
             tokens = tokens + self.forcing_embedding(forcing)
-        return self.position(tokens if driver is None else self.with_driver(tokens, driver))
-
-    def with_driver(self, tokens: Tensor, driver: Tensor) -> Tensor:
-        """Add the driver (B, 2 C_g, H, W) to tokens (B, N_r, d)."""
-        return tokens + cast("PatchEmbedding", self.driver_embedding)(driver)
+        if self.driver_embedding is not None:
+            tokens = tokens + self.driver_embedding(driver)
+        return self.position(tokens)
 
     def decode(self, tokens: Tensor, history: Tensor, forcing: Tensor | None) -> Tensor:
         """Tokens (B, N_r, d or 2d) and the inputs they came from to hours t+1..t+6 (B, 6, C, H, W)."""
@@ -822,7 +821,8 @@ class CoupledModel(nn.Module):
         self.inner: RegionalModel | Downscaler = Downscaler(config) if config.coupling == "downscaled" else RegionalModel(config)
         self.alignment = Alignment(config.outer.tokens, config.inner.tokens)
         self.mixers = nn.ModuleList(ScaleMixer(config, self.alignment) for _ in range(config.blocks if config.exchanges else 0))
-        self.driver = Driver(config) if config.coupling in DRIVEN or config.driver_fields else None
+        self.driver = Driver(config) if config.coupling in DRIVEN else None
+        self.driver_tokens = DriverTokens(config) if config.driver_width else None
         self._frozen = False
 
     def freeze_outer(self) -> CoupledModel:
@@ -867,7 +867,7 @@ class CoupledModel(nn.Module):
         if self.config.coupling == "two_way":
             return self._exchanging(outer, inner, calendar, outer_forcing, inner_forcing)
         tower = self.tower(outer, outer_forcing) if tower is None else tower
-        if self.driver is not None and not self.config.exchanges:
+        if self.driver is not None:
             return self._driven(self.driver, outer, inner, calendar, inner_forcing, tower.state)
         region, keys = self._hearing_region, []
         z_inner = region.embed(inner, inner_forcing, calendar)
@@ -906,9 +906,9 @@ class CoupledModel(nn.Module):
         return Step(ahead, region.decode(z_inner, inner, inner_forcing), tuple(keys))
 
     def _informed(self, z_inner: Tensor, z_outer: Tensor, now: Tensor, ahead: Tensor) -> Tensor:
-        """What the regional heads get: regional tokens and the global ones above them, and the global fields if they see them."""
-        if self.driver is not None:
-            z_inner = self._hearing_region.with_driver(z_inner, self.driver(now, ahead))
+        """What the regional heads get: regional tokens, with the driver's fields if they see them, and the global tokens above."""
+        if self.driver_tokens is not None:
+            z_inner = z_inner + self.driver_tokens(now, ahead)
         return torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
 
     def _driven(self, driver: Driver, outer: Tensor, inner: Tensor, calendar: Tensor, inner_forcing, ahead: Tensor) -> Step:

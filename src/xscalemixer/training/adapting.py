@@ -364,6 +364,8 @@ def _channel_axes(model: Forecaster) -> dict[str, tuple[int, list]]:
         f"network.outer.head.stages.{last}.weight": (1, outer),
         f"network.outer.head.stages.{last}.bias": (0, outer),
     }
+    if config.driver_width:
+        axes["network.driver_tokens.narrow.weight"] = (1, driver)
     if config.coupling == "downscaled":
         axes["network.inner.embedding.project.weight"] = (1, driver + fixed(config.inner))
         cells = list(product(range(HOURS), inner, range(config.inner.patch**2)))
