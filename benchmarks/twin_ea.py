@@ -3,6 +3,7 @@
     python benchmarks/twin_ea.py train DATA RUNS --archive T63     # each network in turn; go on by the same command
     python benchmarks/twin_ea.py rates DATA RUNS                   # how the learning rate was chosen
     python benchmarks/twin_ea.py keys DATA RUNS                    # what is left of a trained network with other keys, and none
+    python benchmarks/twin_ea.py driver DATA RUNS                 # what a perfect driver would give each of them
     python benchmarks/twin_ea.py score DATA RUNS --later T106      # forecasts, table and pictures of what is there
 
 DATA holds the packed twin world, T63 and T106 raw segments of a longer and of a later run (docs/models.md). Everyone gets the
@@ -25,11 +26,14 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 from common import cost, counted, heads, markdown, note, unit
 
 import xscalemixer as xsm
 from xscalemixer.nn.scalemixer import CoupledModel
+from xscalemixer.report import Report
+from xscalemixer.starting import data_of, starts_at
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
@@ -40,6 +44,7 @@ VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 LATER = (("2002-07-01", "2002-08-07"),)  # before it, spin-up; after it, days of the year that the climatology does not know
 BLOCKS = {"later run": LATER, "test blocks": TEST}  # scored apart: what is tried here was looked at on the test blocks
 BEST = "ScaleMixer"
+DRIVEN_BY = ("z_500", "t2m", "u10")  # of which the error of the driver is told: m2 s-2, K, m s-1
 CLAIMED = {"LAM": 16.5, "OneForecast": 25.4, "D regional only": 45.9}  # gains in the paper, %
 WEIGHT = 10.0  # of eq. 14 beside eq. 15: about the inverse of the region's share of the globe
 
@@ -372,6 +377,46 @@ def _deaf(model: xsm.Forecaster) -> xsm.Forecaster:
     return model
 
 
+# --------------------------------------------------------------------------------------------------------------- driver
+
+
+def driver(options: argparse.Namespace) -> None:
+    """How much a perfect driver would help: each network with its own driver, and with the truth in its place after each step.
+
+    What is left then is what the region does not hear, or what the driver does not know. Beside it the error of the driver
+    in the region, which feedback may change.
+    """
+    tree = read_twin_world(options.data)
+    rows = [["RMSE, mean of 1-48 h, test blocks", "driver", *heads(VARIABLES), *(f"driver's {c}, 48 h" for c in DRIVEN_BY)]]
+    for name, (system, seed, folder) in finished(options.runs).items():
+        if seed == options.seed and system.network.get("coupling") != "none":
+            model = xsm.load(folder / "model")
+            rows += [[name, word, *_rolled(tree, model, truth)] for word, truth in (("its own", False), ("the truth", True))]
+    sys.stdout.write(markdown(rows) + "\n")
+
+
+def _rolled(tree: xr.DataTree, model: xsm.Forecaster, truth: bool) -> list[str]:
+    """Errors of the region over all steps, and of the driver in it after the last one, as text."""
+    init, report = starts(tree), Report("")
+    times = np.unique(init[:, None] + np.arange(0, HOURS + 1, 6) * HOUR)
+    known = {each.time: each.state for each in starts_at(times, data_of(tree, None, model, report), model, report)}
+    inside = torch.from_numpy(model.outer.grid.within(model.inner.grid))
+    channels = [model.outer.schema.channels.index(name) for name in DRIVEN_BY]
+    region, above = [], []
+    for start in init:
+        state = known[start]
+        for _ in range(HOURS // 6):
+            state = model.step(state)
+            real = known[state.time]
+            region.append((state.inner - real.inner)[0].double().square().mean((2, 3)))
+            if state.time == start + HOURS * HOUR:
+                above.append((state.outer - real.outer)[0, channels][:, inside].square().mean(-1))
+            state = replace(state, outer=real.outer) if truth else state
+    by_hour = torch.stack(region).unflatten(0, (init.size, -1)).mean(0).flatten(0, 1).sqrt().mean(0)
+    cells = [f"{value * unit(name)[1]:.3g}" for name, value in zip(VARIABLES, by_hour.tolist(), strict=True)]
+    return [*cells, *(f"{value:.3g}" for value in torch.stack(above).mean(0).sqrt().tolist())]
+
+
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -494,7 +539,7 @@ def deepest_low(tree: xr.DataTree) -> tuple[np.datetime64, xr.DataArray]:
 def main() -> None:
     """Train, or score."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=("train", "one", "rates", "keys", "score"))
+    parser.add_argument("task", choices=("train", "one", "rates", "keys", "driver", "score"))
     parser.add_argument("data", type=Path)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--archive", type=Path, help="T63 segments to pretrain on")
@@ -505,7 +550,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
-    {"train": train, "one": train_one, "rates": rates, "keys": keys, "score": score}[options.task](options)
+    {"train": train, "one": train_one, "rates": rates, "keys": keys, "driver": driver, "score": score}[options.task](options)
 
 
 if __name__ == "__main__":

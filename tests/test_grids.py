@@ -206,3 +206,15 @@ def test_small_grids_are_taken_whole():
     few = Grid.regular(50, 80, 1, (10, 10))
     rows, columns, part = surroundings(few, few, margin=100)
     assert part == few and (rows.size, columns.size) == few.shape
+
+
+def test_cells_within_another_grid():
+    """Around the globe, in either count of longitude, and nowhere."""
+    globe = Grid.regular("87.5", "2.5", "5", (36, 72))
+    box = Grid.regular("19.5", "-9.5", "1", (20, 20))  # 20 N to the equator, 10 W to 10 E
+    inside = globe.within(box)
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    assert np.array(globe.latitude)[rows].tolist() == [17.5, 12.5, 7.5, 2.5]
+    assert np.array(globe.longitude)[columns].tolist() == [2.5, 7.5, 352.5, 357.5] and inside.sum() == 16
+    assert box.within(globe).all() and globe.outside(box) == 0.0
+    assert not globe.within(Grid.regular("-60.1", "0.1", "0.1", (3, 3))).any()

@@ -13,7 +13,6 @@ import xarray as xr
 
 from xscalemixer.errors import InputError
 from xscalemixer.forecaster import Forecaster
-from xscalemixer.grids import Grid
 from xscalemixer.model import ForecastModel
 from xscalemixer.nn.scalemixer import Step
 from xscalemixer.output import forecast_dataset
@@ -192,7 +191,7 @@ def coupling_response(model: Forecaster, start: State, steps: int = 2) -> dict[s
         region, when the region is disturbed.
     """
     outer, inner = start.parts["outer"], start.inner
-    inside = _inside(model.outer.grid, model.inner.grid).to(outer.device)
+    inside = torch.from_numpy(model.outer.grid.within(model.inner.grid)).to(outer.device)
     raised_outer = State(start.time, outer + model.scale_outer.std * ~inside, inner)
     raised_inner = State(start.time, outer, inner + model.scale_inner.std)
     last = lambda state: list(model.rollout(state, steps))[-1].parts
@@ -216,15 +215,6 @@ def _prepared(ds, model: ForecastModel, regional, init_time, rh_phase) -> tuple[
     start, report = prepare(ds, model, regional=regional, init_time=init_time, rh_phase=rh_phase)
     report.raise_errors(f"this dataset cannot start {model.name!r}")
     return cast("Start", start), report  # without problems there is one
-
-
-def _inside(outer: Grid, inner: Grid) -> torch.Tensor:
-    """Cells of the global grid whose center lies in the region, shape (H, W)."""
-    north, south = inner.latitude_bounds[[0, -1]]
-    west, east = inner.longitude_bounds[[0, -1]]
-    lat, lon = np.array(outer.latitude), np.array(outer.longitude)
-    rows, columns = (lat <= north) & (lat >= south), (lon - west) % 360 <= east - west
-    return torch.from_numpy(rows[:, None] & columns[None, :])
 
 
 def _stream(

@@ -119,14 +119,16 @@ class Grid:
 
     def outside(self, other: Grid) -> float:
         """Share (0..1) of the cell centers of ``other`` that lie outside the cells of this grid."""
-        lat, lon = np.array(other.latitude), np.array(other.longitude)
+        return 1.0 - float(other.within(self).mean())
+
+    def within(self, other: Grid) -> np.ndarray:
+        """Cells of this grid whose center lies within the cells of ``other``, bool, shape (H, W)."""
+        lat, lon = np.array(self.latitude), np.array(self.longitude)
         tolerance = 1e-6
-        rows = (lat <= self.latitude_bounds[0] + tolerance) & (lat >= self.latitude_bounds[-1] - tolerance)
-        west, east = self.longitude_bounds[[0, -1]]
+        rows = (lat <= other.latitude_bounds[0] + tolerance) & (lat >= other.latitude_bounds[-1] - tolerance)
+        west, east = other.longitude_bounds[[0, -1]]
         columns = (lon - west + tolerance) % 360 <= east - west + 2 * tolerance
-        if self.periodic:
-            columns[:] = True
-        return 1.0 - rows.mean() * columns.mean()
+        return rows[:, None] & (columns | other.periodic)[None, :]
 
     def to_dict(self) -> dict:
         """Plain data."""

@@ -906,7 +906,7 @@ class CoupledModel(nn.Module):
         return Step(ahead, region.decode(z_inner, inner, inner_forcing), tuple(keys))
 
     def _informed(self, z_inner: Tensor, z_outer: Tensor, now: Tensor, ahead: Tensor) -> Tensor:
-        """What the regional heads get: regional tokens, with the driver's fields if they see them, and the global tokens above."""
+        """What the regional heads get: regional tokens, with the driver's fields if they see them, and global tokens above."""
         if self.driver_tokens is not None:
             z_inner = z_inner + self.driver_tokens(now, ahead)
         return torch.cat([z_inner, self.alignment.to_inner(z_outer)], -1)
