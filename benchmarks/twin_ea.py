@@ -86,7 +86,7 @@ SYSTEMS = (
     System("L_r 8", "eight regional layers", {"inner": {"depth": 8}}, turn=2),
     *(System(f"K {keys}", f"{keys} keys", {"sampler": {"keys": keys}}, turn=2) for keys in (16, 256)),
     System("keys near the region", "learned keys within a global patch of the region", {"sampler": {"halo": 1}}, turn=2),
-    System("driver fields", "ScaleMixer whose heads see the global fields too", {"driver_width": 24}, turn=1),
+    System("driver fields", "ScaleMixer whose heads see the global fields too", {"driver_width": 24}, 3, turn=1),
     System("driver fields, C", "the same, no feedback", {"driver_width": 24, "coupling": "one_way"}, turn=1),
     System("own encoders", "two-way, an encoder for each regional variable", {"variable_width": 18}, turn=2),
 )

@@ -70,7 +70,8 @@ def main() -> None:
     logging.getLogger("xscalemixer").setLevel(logging.INFO)
     stages = tuple(replace(stage, updates=max(1, round(options.updates * stage.updates))) for stage in CONFIG.stages)
     outer, tree = xsm.load(options.outer), read_world_b(options.data, options.relief)
-    config = replace(CONFIG, stages=stages, network={"heads": outer.network.config.heads})  # those of the global network
+    network = {"heads": outer.network.config.heads, "driver_width": 16}  # heads: those of the global network
+    config = replace(CONFIG, stages=stages, network=network)
     model = xsm.train(config, tree, outer=outer, folder=options.runs, memory=options.memory)
     model.save(options.target, card=CARD.read_text(encoding="utf-8"), overwrite=True, half=True)
 
