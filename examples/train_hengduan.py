@@ -20,8 +20,6 @@ import xscalemixer as xsm
 MARGIN = 4.5  # degrees of world A around the relief: three cells and what they are interpolated from
 GRID = xsm.Grid.regular("35.975", "94.025", "0.05", (240, 240))
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "hengduan-0p05.md"
-# eq. 14 beside eq. 15 from the start, weighted for the share of the globe whose tokens hear of the region (train_twin_ea.py)
-COUPLED = {"kind": "rollout", "batch": 2, "global_weight": 85.0}
 CONFIG = xsm.TrainConfig(
     name="hengduan-0p05",
     train=TRAIN,
@@ -32,13 +30,13 @@ CONFIG = xsm.TrainConfig(
     first_guess="terrain",
     calendar=("hour",),
     stages=(
-        xsm.Stage(updates=2400, peak=1e-3, **COUPLED),
-        xsm.Stage(updates=200, peak=1e-4, steps=2, **COUPLED),
-        xsm.Stage(updates=200, peak=5e-5, steps=4, **COUPLED),
+        xsm.Stage(kind="regional", updates=2400, batch=2, peak=1e-3),
+        xsm.Stage(kind="rollout", updates=200, batch=2, peak=1e-4, steps=2),
+        xsm.Stage(kind="rollout", updates=200, batch=2, peak=5e-5, steps=4),
         xsm.Stage(kind="cold_start", updates=600, batch=2, peak=1e-3),
         # the same again on samples that look like other seasons
-        xsm.Stage(updates=800, peak=3e-4, season_shift=35.0, **COUPLED),
-        xsm.Stage(updates=150, peak=5e-5, steps=2, season_shift=35.0, **COUPLED),
+        xsm.Stage(kind="regional", updates=800, batch=2, peak=3e-4, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=150, batch=2, peak=5e-5, steps=2, season_shift=35.0),
         xsm.Stage(kind="cold_start", updates=300, batch=2, peak=5e-4, season_shift=35.0),
     ),
 )

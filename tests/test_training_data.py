@@ -104,7 +104,7 @@ def test_periods_may_touch(tree):
         ({"patience": 0}, r"patience=0. Needed: 1 or more"),
         ({"per_pass": 0}, r"per_pass=0. Needed: 1 or more"),
         ({"detach": True}, r"detach=True. Needed: a roll-out"),
-        ({"global_weight": 3.0}, r"global_weight=3.0. Needed: a roll-out"),
+        ({"detach": True}, r"detach=True. Needed: a roll-out"),
         ({"cache": True}, "cache=True for kind='regional' and coupling='two_way'"),
     ],
 )

@@ -83,10 +83,19 @@ def test_gradients_pass_through_the_frozen_global_layers(world):
 def test_weight_of_the_global_error(world):
     model, sample = network(world).eval(), batch(world)
     loss = lambda kind, **changes: CoupledObjective(model, world, stage(kind, **changes)).eval().loss(sample)[0].item()
-    regional, one, four = (loss("rollout", global_weight=weight) for weight in (0.0, 1.0, 4.0))
-    assert (
-        regional == pytest.approx(loss("regional")) and four - regional == pytest.approx(4 * (one - regional)) and one > regional
-    )
+    alone, one, four = (loss("rollout", global_weight=weight) for weight in (0.0, 1.0, 4.0))
+    assert one > alone and four - alone == pytest.approx(4 * (one - alone))
+    share = model.alignment.box.numel() / len(model.config.outer.tokens)
+    usual = loss("rollout")
+    assert usual - alone == pytest.approx((one - alone) / share) and 0 < share < 1
+    assert loss("regional") == pytest.approx(loss("regional", global_weight=1 / share))
+    assert loss("regional") > loss("regional", global_weight=0.0)
+
+
+def test_no_global_error_where_the_region_does_not_answer(world):
+    model, sample = network(world, "one_way").eval(), batch(world)
+    losses = {CoupledObjective(model, world, stage(global_weight=w)).eval().loss(sample)[0].item() for w in (None, 0.0, 9.0)}
+    assert len(losses) == 1
 
 
 def test_no_gradient_through_the_global_layers_one_way(world):

@@ -61,9 +61,10 @@ class Stage:
         archive is learned from by ``periods=(("1979-01-01", "2016-01-01"),)`` and a second global stage without it.
     patience : int, optional
         Validations without a new best after which the stage ends early.
-    global_weight : float
-        Weight of eq. 14 beside eq. 15 in a roll-out. Eq. 14 is a mean over the globe: by the inverse of the region's share of the
-        globe it counts as much for the cells in the region as eq. 15 does.
+    global_weight : float, optional
+        Weight of eq. 14 beside eq. 15 in regional stages and roll-outs, where the region answers the driver; elsewhere it would
+        be a constant and is left out. By default the inverse of the share of the global tokens that hear of the region, so that
+        it counts as much for these as eq. 15 does; 0 is eq. 15 alone.
     detach : bool
         Let no gradient pass from one step of a roll-out to the step before.
     per_pass : int, optional
@@ -86,7 +87,7 @@ class Stage:
     season_shift: float = 0.0
     periods: Periods = ()
     patience: int | None = None
-    global_weight: float = 1.0
+    global_weight: float | None = None
     detach: bool = False
     per_pass: int | None = None
     recompute: bool = False
@@ -488,7 +489,9 @@ def _check_stage(subject: str, stage: Stage, config: TrainConfig, earlier: tuple
     if stage.kind == "global" and any(s.kind in ("regional", "rollout") for s in earlier):
         found = "it follows a regional stage or a roll-out, which freeze the global weights"
         report.error(subject, found, "global stages before all others", "Move it to the front of stages=", kind=InputError)
-    users = {} if stage.kind == "rollout" else dict.fromkeys(("detach", "global_weight"), "a roll-out")
+    users = {} if stage.kind == "rollout" else {"detach": "a roll-out"}
+    if stage.kind not in ("regional", "rollout"):
+        users["global_weight"] = "a regional stage or a roll-out"
     if stage.kind not in COUPLED:
         users |= dict.fromkeys(("steps", "season_shift", "recompute", "cache"), "a stage of a coupled model")
     for name, user in users.items():

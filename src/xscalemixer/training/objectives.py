@@ -67,7 +67,7 @@ class GlobalObjective(_NetworkObjective):
 
 
 class CoupledObjective(_NetworkObjective):
-    """Eq. 15, over one or more steps; with eq. 14 for the global branch in roll-outs.
+    """Eq. 15, over one or more steps; with eq. 14 for the global branch where that hears of the region.
 
     Parts: mean absolute error of each regional variable, normalized; of learned keys the entropy of their distribution,
     relative to the uniform one (1: no choice yet, 0: all on one token).
@@ -77,8 +77,8 @@ class CoupledObjective(_NetworkObjective):
 
     def __init__(self, network: CoupledModel, data: TrainingData, stage: Stage):
         super().__init__(network.freeze_outer(), stage)
-        self.detach, self.global_weight = stage.detach, stage.global_weight
-        self.error = _GlobalError(data) if stage.kind == "rollout" else None
+        self.detach, self.global_weight = stage.detach, _global_weight(network, stage)
+        self.error = _GlobalError(data) if self.global_weight else None
         self.shift = data.season_shift(stage)
         self.channels = data.inner.schema.channels
 
@@ -114,6 +114,14 @@ class CoupledObjective(_NetworkObjective):
         if entropies and self.network.config.sampler.mode == "adaptive":
             parts["key_entropy"] = torch.stack(entropies).mean()
         return value, parts
+
+
+def _global_weight(network: CoupledModel, stage: Stage) -> float:
+    """Of eq. 14; 0 where the global network does not hear of the region, and its error does not depend on what is trained."""
+    if network.config.coupling != "two_way":
+        return 0.0
+    hearing = network.alignment.box.numel() / len(network.config.outer.tokens)
+    return 1.0 / hearing if stage.global_weight is None else stage.global_weight
 
 
 def relative_entropy(scores: Tensor, size: int) -> Tensor:
