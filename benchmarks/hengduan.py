@@ -221,7 +221,7 @@ def real(options: argparse.Namespace) -> None:
 
 
 def free_air(state: xr.Dataset, orog: xr.DataArray) -> xr.Dataset:
-    """Temperature (K) and pressure (Pa) of the last state of a file at the heights of a relief, linear (its logarithm) in height."""
+    """Temperature (K) and pressure (Pa) of the last state of a file at the heights of a relief, (log-)linear in height."""
     canonical, report = conform(state, Schema.of("z", "t", levels=LEVELS))
     report.raise_errors()
     above = regrid(canonical.isel(time=-1), grid_of(orog.to_dataset()), method="bilinear").sortby("level", ascending=False).load()
