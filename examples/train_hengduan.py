@@ -30,14 +30,14 @@ CONFIG = xsm.TrainConfig(
     first_guess="terrain",
     calendar=("hour",),
     stages=(
-        xsm.Stage(kind="regional", updates=2400, batch=2, peak=1e-3),
-        xsm.Stage(kind="rollout", updates=200, batch=2, peak=1e-4, steps=2),
-        xsm.Stage(kind="rollout", updates=200, batch=2, peak=5e-5, steps=4),
-        xsm.Stage(kind="cold_start", updates=600, batch=2, peak=1e-3),
-        # the same again on samples that look like other seasons
-        xsm.Stage(kind="regional", updates=800, batch=2, peak=3e-4, season_shift=35.0),
-        xsm.Stage(kind="rollout", updates=150, batch=2, peak=5e-5, steps=2, season_shift=35.0),
-        xsm.Stage(kind="cold_start", updates=300, batch=2, peak=5e-4, season_shift=35.0),
+        xsm.Stage(kind="regional", updates=1600, batch=2, peak=1e-3),
+        xsm.Stage(kind="rollout", updates=150, batch=2, peak=2e-4, steps=2),
+        xsm.Stage(kind="rollout", updates=150, batch=2, peak=2e-4, steps=4),
+        # on, with samples that look like other seasons
+        xsm.Stage(kind="regional", updates=600, batch=2, peak=3e-4, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=100, batch=2, peak=1e-4, steps=2, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=60, batch=2, peak=1e-4, steps=4, season_shift=35.0),
+        xsm.Stage(kind="cold_start", updates=800, batch=2, peak=1e-3, season_shift=35.0),
     ),
 )
 
