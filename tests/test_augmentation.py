@@ -44,7 +44,7 @@ def shifted(monkeypatch):
 
 def test_temperature_falls_by_the_pattern(shifted):
     before, after = ((MODEL.scale_inner.inverse(batch["inner"])) for batch in shifted)
-    lat, land = torch.tensor(MODEL.inner.grid.latitude), GROUNDS[1][1]
+    lat, land = torch.tensor(MODEL.inner.grid.latitude), torch.from_numpy(GROUNDS[1][1])
     wanted = -20.0 * ((lat - 10) / 50).clamp(0, 1)[:, None] * (0.3 + 0.7 * land)
     torch.testing.assert_close((after - before)[0, 2, 0], wanted, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close((after - before)[0, 0, 0], (after - before)[0, 5, 0], atol=1e-3, rtol=0)  # all hours alike

@@ -72,7 +72,7 @@ def test_global_weights_stay_after_their_stage(tree):
 
 def test_training_learns(tree, tmp_path):
     """Thirty updates take a fifth off the loss of the fresh weights."""
-    stage = Stage(kind="regional", updates=30, batch=2, peak=5e-3)
+    stage = Stage(kind="regional", updates=30, batch=2, peak=5e-3, global_weight=0.0)
     xsm.train(config(stages=(stage,), check_every=30), tree, folder=tmp_path)
     losses = [json.loads(line)["train"] for line in (tmp_path / "0-regional" / "losses.jsonl").read_text().splitlines()[1:-1]]
     assert len(losses) == 30 and np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
