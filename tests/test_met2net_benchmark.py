@@ -1,24 +1,17 @@
 """What the comparison of ways of training says, and that it goes on where it was stopped."""
 
 import argparse
-import importlib.util
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "met2net.py"
-    spec = importlib.util.spec_from_file_location("met2net_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        patch.setitem(__import__("sys").modules, spec.name, module)
-        spec.loader.exec_module(module)
+    with benchmark_module("met2net") as module:
         yield module
 
 

@@ -1,13 +1,10 @@
 """The comparison in the twin world: who is trained how, on what it is scored, and what the gains are made of."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from programs import benchmark_module
 from worlds import HOUR, START, box
 
 import xscalemixer as xsm
@@ -18,14 +15,7 @@ INIT = START + np.arange(0, 120, 6) * HOUR
 
 @pytest.fixture(scope="module")
 def benchmark():
-    path = Path(__file__).parents[1] / "benchmarks" / "twin_ea.py"
-    spec = importlib.util.spec_from_file_location("twin_benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        patch.syspath_prepend(path.parents[1] / "examples")
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
+    with benchmark_module("twin_ea") as module:
         yield module
 
 
