@@ -1,4 +1,4 @@
-"""What the benchmarks share: units of the tables, Markdown, and the CPU time of work that may be stopped and gone on with."""
+"""What the benchmarks share: starts, units, Markdown, and the CPU time of work that may be stopped and gone on with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import xarray as xr
+
 from xscalemixer.training.checkpoints import write_whole
 
+HOUR = np.timedelta64(1, "h")
+Periods = tuple[tuple[str, str], ...]
+
 _UNITS = {"t2m": ("K", 1.0), "q2m": ("g/kg", 1e3), "sp": ("hPa", 1e-2), "tcc": ("%", 100.0), "ssrd": ("W/m2", 1.0)}
+
+
+def within(ds: xr.Dataset, periods: Periods) -> xr.Dataset:
+    """The times after the start and up to the end of the periods."""
+    time = ds["time"].values
+    return ds.isel(time=np.any([(time > np.datetime64(a)) & (time <= np.datetime64(b)) for a, b in periods], axis=0))
+
+
+def starts_within(times: np.ndarray, periods: Periods, hours: int, history: int = 6) -> np.ndarray:
+    """Times whose hours before and after lie inside one of the periods."""
+    inside = lambda t: any(np.datetime64(a) + history * HOUR <= t <= np.datetime64(b) - hours * HOUR for a, b in periods)
+    return np.array([t for t in times if inside(t)], dtype="M8[ns]")
+
+
+def saved(pair: xr.DataArray, metric: str = "rmse") -> np.ndarray:
+    """What the reference saves of the error of a model in %, and the ends of the interval, from scores along ``metric``."""
+    parts = [f"{metric}_difference{end}" for end in ("", "_low", "_high")]
+    return 100 * (pair.sel(metric=parts) / pair.sel(metric=metric)).values
 
 
 def unit(variable: str) -> tuple[str, float]:

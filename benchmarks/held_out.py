@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import heads, markdown, unit
+from common import heads, markdown, starts_within, unit, within
 
 import xscalemixer as xsm
 
@@ -22,28 +22,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import TEST, TRAIN, read_twin_world
 
 HOURS = 48
-HOUR = np.timedelta64(1, "h")
 VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 REFERENCE = "24 h persistence"
-
-
-def starts(times: np.ndarray) -> np.ndarray:
-    """Global times whose six hours before and 48 hours after lie inside one test period."""
-    spans = [(np.datetime64(a) + 6 * HOUR, np.datetime64(b) - HOURS * HOUR) for a, b in TEST]
-    return np.array([t for t in times if any(a <= t <= b for a, b in spans)])
-
-
-def within(ds: xr.Dataset, periods) -> xr.Dataset:
-    """The times after the start and up to the end of the periods."""
-    time = ds["time"].values
-    return ds.isel(time=np.any([(time > np.datetime64(a)) & (time <= np.datetime64(b)) for a, b in periods], axis=0))
 
 
 def scores(tree: xr.DataTree, model: str) -> xr.Dataset:
     """All metrics by variable, lead time and system, with intervals of the differences to 24-hour persistence."""
     regional = tree["regional"].to_dataset()[VARIABLES].load()
     climatology = xsm.climatology(within(regional, TRAIN))
-    init = starts(tree["global"]["time"].values)
+    init = starts_within(tree["global"]["time"].values, TEST, HOURS)
     systems = {
         model: xsm.hindcast(tree, init, HOURS, model=model),
         "persistence": xsm.persistence_forecast(regional, init, HOURS),

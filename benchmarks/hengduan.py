@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import heads, markdown, unit
+from common import HOUR, heads, markdown, saved, starts_within, unit, within
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -32,7 +32,6 @@ from train_hengduan import GRID, read_world_b
 from train_twin_ea import TEST, read_twin_world
 
 HOURS = 48
-HOUR = np.timedelta64(1, "h")
 VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 COARSE = "twin-ea-small"
 LEVELS = (300, 400, 500, 600, 700, 850, 925, 1000)
@@ -41,19 +40,12 @@ LEVELS = (300, 400, 500, 600, 700, 850, 925, 1000)
 # -------------------------------------------------------------------------------------------------------------- world B
 
 
-def starts(times: np.ndarray) -> np.ndarray:
-    """Global times whose six hours before and 48 hours after lie inside one test period."""
-    spans = [(np.datetime64(a) + 6 * HOUR, np.datetime64(b) - HOURS * HOUR) for a, b in TEST]
-    return np.array([t for t in times if any(a <= t <= b for a, b in spans)])
-
-
 def world(options: argparse.Namespace) -> None:
     """Scores, spectra, seams and pictures on the held-out blocks."""
     tree, coarse = read_world_b(options.nature, options.relief), read_twin_world(options.nature)
-    init = starts(tree["global"]["time"].values)
+    init = starts_within(tree["global"]["time"].values, TEST, HOURS)
     fine = tree["regional"].to_dataset()
-    held = np.any([(fine["time"] > np.datetime64(a)) & (fine["time"] <= np.datetime64(b)) for a, b in TEST], axis=0)
-    truth = fine[VARIABLES].isel(time=held).load()
+    truth = within(fine[VARIABLES], TEST).load()
     systems = forecasts(tree, coarse, truth, fine["orog"].load(), init, options)
     store = options.runs / "scores.zarr"
     by_lead = xsm.score(
@@ -113,9 +105,7 @@ def gains(store: Path, by_lead: xr.Dataset) -> str:
     against = xsm.rescore(store, skill_against=first, by=("variable",), metrics=["rmse"])
     rows = [[f"RMSE that {first} saves, %", *VARIABLES]]
     for model in others:
-        pairs = [against[v].sel(model=model) for v in VARIABLES]
-        parts = ["rmse_difference", "rmse_difference_low", "rmse_difference_high"]
-        values = [100 * (pair.sel(metric=parts) / pair.sel(metric="rmse")).values for pair in pairs]
+        values = (saved(against[v].sel(model=model)) for v in VARIABLES)
         rows.append([model, *(f"{value:.0f} [{low:.0f}, {high:.0f}]" for value, low, high in values)])
     return markdown(rows)
 
@@ -279,17 +269,17 @@ def foehn(fc: xr.Dataset) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, run in (("world", world), ("real", real)):
-        command = commands.add_parser(name)
-        if name == "world":
-            command.add_argument("nature", type=Path)
-            command.add_argument("relief", type=Path)
-            command.add_argument("--runs", type=Path, required=True, help="folder for forecasts and scores")
-            command.add_argument("--figures", type=Path)
-        else:
-            command.add_argument("file", type=Path, nargs="?")
+    on_world = commands.add_parser("world")
+    on_world.add_argument("nature", type=Path)
+    on_world.add_argument("relief", type=Path)
+    on_world.add_argument("--runs", type=Path, required=True, help="folder for forecasts and scores")
+    on_world.add_argument("--figures", type=Path)
+    on_world.set_defaults(run=world)
+    on_file = commands.add_parser("real")
+    on_file.add_argument("file", type=Path, nargs="?")
+    on_file.set_defaults(run=real)
+    for command in (on_world, on_file):
         command.add_argument("--model", type=Path, required=True)
-        command.set_defaults(run=run)
     options = parser.parse_args()
     options.run(options)
 

@@ -40,7 +40,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import xarray as xr
-from common import cost, counted, markdown
+from common import HOUR, cost, counted, markdown, saved, starts_within
 
 import xscalemixer as xsm
 from xscalemixer.moving_shapes import CHANNELS, MovingShapes
@@ -55,7 +55,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import TEST, TRAIN, VALIDATION, read_twin_world
 
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
-HOUR = np.timedelta64(1, "h")
 SAVE = 50  # updates between checkpoints
 CLAIM = "The paper claims 28.82 % (t2m) and 23.39 % (r) less than the best before it, on WeatherBench; these are other data."
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "met2net-twin-ea.md"
@@ -218,12 +217,12 @@ def shapes_table(found: dict[str, dict], costs: dict[str, float]) -> str:
     errors = {system: np.stack([found[name]["mse"] for name in names]) for system, names in groups.items()}
     for system in groups:
         if system != "implicit" and "implicit" in groups:
-            value, low, high = saved(errors["implicit"], errors[system])
+            value, low, high = saved_of_sequences(errors["implicit"], errors[system])
             gains.append([system, *(f"{v:.1f} [{a:.1f}, {b:.1f}]" for v, a, b in zip(value, low, high, strict=True))])
     return f"Moving shapes, not MvMm-FNIST.\n\n{markdown(lines)}\n\n{markdown(gains)}\n\n{CLAIM}\n"
 
 
-def saved(own: np.ndarray, other: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def saved_of_sequences(own: np.ndarray, other: np.ndarray, draws: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What one system saves of the mean square error of another in %, and the ends of its 95 % interval.
 
     Paired bootstrap: the same test sequences for both, and seeds drawn anew too, the same for both where both have them.
@@ -278,7 +277,7 @@ def twin(options: argparse.Namespace) -> None:
 def score_twin(tree: xr.DataTree, root: Path, options: argparse.Namespace, setting: Setting) -> None:
     """Tables, and on request the picture of which variable listens to which, and the model with its card."""
     region, device, hours = tree["regional"].to_dataset(), setting.device, setting.hours
-    init = starts(tree["global"]["time"].values, hours)[:: setting.every]
+    init = starts_within(tree["global"]["time"].values, TEST, hours, history=12)[:: setting.every]
     models = {path.parent.name: path for path in sorted(root.glob("*-[0-9]/model"))}
     systems = {
         name: _forecasts(region, init, hours, path, path.parent / "forecast.zarr", device) for name, path in models.items()
@@ -309,12 +308,6 @@ def score_twin(tree: xr.DataTree, root: Path, options: argparse.Namespace, setti
         xsm.load(models["implicit-0"]).save(options.publish, card=card, overwrite=True, half=True)
 
 
-def starts(times: np.ndarray, hours: int) -> np.ndarray:
-    """Six-hourly starts in the test blocks with twelve hours before and the forecast after them inside."""
-    inside = lambda t: any(np.datetime64(a) + 12 * HOUR <= t <= np.datetime64(b) - hours * HOUR for a, b in TEST)
-    return np.array([t for t in times if inside(t)])
-
-
 def _forecasts(data, init: np.ndarray, hours: int, model: Path, to: Path, device: str) -> xr.Dataset:
     """On disk; made once."""
     return xsm.hindcast(data, init, hours, model=xsm.load(model), to=to, resume=to.exists(), device=device)
@@ -331,14 +324,13 @@ def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
     gains = [["MSE that implicit training saves, %", *VARIABLES]]
     own = groups.get("implicit", [])
     against = {name: xsm.rescore(store, skill_against=name, by=("variable",), metrics=["mse"]) for name in own}
-    parts = ["mse_difference", "mse_difference_low", "mse_difference_high"]
     for system, names in groups.items():
         if system == "implicit" or not own:
             continue
         cells = []
         for v in VARIABLES:
             pairs = [against[own[i % len(own)]][v].sel(model=names[i % len(names)]) for i in range(max(len(own), len(names)))]
-            value, low, high = np.transpose([100 * (pair.sel(metric=parts) / pair.sel(metric="mse")).values for pair in pairs])
+            value, low, high = np.transpose([saved(pair, "mse") for pair in pairs])
             cells.append(f"{value.mean():.1f} [{low.min():.1f}, {high.max():.1f}]")
         gains.append([system, *cells])
     return markdown(lines) + "\n\n" + markdown(gains)

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from common import cost, counted, heads, markdown, note, unit
+from common import HOUR, cost, counted, heads, markdown, note, saved, starts_within, unit, within
 
 import xscalemixer as xsm
 from xscalemixer.nn.scalemixer import CoupledModel
@@ -39,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import ARCHIVE, COMMON, TEST, TRAIN, read_twin_world
 
 HOURS = 48
-HOUR = np.timedelta64(1, "h")
 VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 LATER = (("2002-07-01", "2002-08-07"),)  # before it, spin-up; after it, days of the year that the climatology does not know
 BLOCKS = {"later run": LATER, "test blocks": TEST}  # scored apart: what is tried here was looked at on the test blocks
@@ -205,9 +204,8 @@ def _folder(runs: Path, system: System, seed: int) -> Path:
 def starts(tree: xr.DataTree, blocks: str = "test blocks") -> np.ndarray:
     """Starts every 6 hours in the test blocks, or every 18 in the later run, with their history and 48 hours inside."""
     times, every = tree["global"]["time"].values, 18 if blocks == "later run" else 6
-    inside = lambda t: any(np.datetime64(a) + 6 * HOUR <= t <= np.datetime64(b) - HOURS * HOUR for a, b in BLOCKS[blocks])
     known = lambda t: t <= times[-1] - HOURS * HOUR and int(t.astype("M8[h]").astype(int)) % every == 0
-    return np.array([t for t in times if inside(t) and known(t)])
+    return np.array([t for t in starts_within(times, BLOCKS[blocks], HOURS) if known(t)])
 
 
 def finished(runs: Path) -> dict[str, tuple[System, int, Path]]:
@@ -244,7 +242,7 @@ def score(options: argparse.Namespace) -> None:
     networks = finished(options.runs)
     init = {name: found for name in BLOCKS if (found := starts(tree, name)).size}
     regional = tree["regional"].to_dataset()[VARIABLES]
-    climatology = xsm.climatology(_within(regional, TRAIN).load())
+    climatology = xsm.climatology(within(regional, TRAIN).load())
     every = np.sort(np.concatenate([*init.values()]))
     systems = forecasts(tree, every, networks, SETTINGS[options.setting].device) | simple(regional.load(), every, climatology)
     text, drawn = [], None
@@ -262,12 +260,6 @@ def score(options: argparse.Namespace) -> None:
     sys.stdout.write("\n\n".join(text) + "\n")
     if options.figures:
         draw(*drawn, tree, networks, options.figures)
-
-
-def _within(ds: xr.Dataset, periods) -> xr.Dataset:
-    """The times after the start and up to the end of the periods."""
-    stamps = ds["time"].values
-    return ds.isel(time=np.any([(stamps > np.datetime64(a)) & (stamps <= np.datetime64(b)) for a, b in periods], axis=0))
 
 
 def by_system(scores: xr.Dataset) -> dict[str, list[str]]:
@@ -318,8 +310,7 @@ def gain(store: Path, groups: dict[str, list[str]]) -> dict[str, list[tuple[floa
         rows = []
         for name in VARIABLES:
             pairs = [against[best][name].sel(model=model) for best, model in product(own, models)]
-            parts = ["rmse_difference", "rmse_difference_low", "rmse_difference_high"]
-            value, low, high = np.transpose([100 * (pair.sel(metric=parts) / pair.sel(metric="rmse")).values for pair in pairs])
+            value, low, high = np.transpose([saved(pair) for pair in pairs])
             rows.append((value.mean(), low.min(), high.max()))
         found[system] = rows
     return found

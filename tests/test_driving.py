@@ -71,7 +71,7 @@ def test_untrained_downscaler_returns_shared_channels_linear_in_time():
     given = inputs()
     with torch.inference_mode():
         step = model(**given)
-        now, ahead = (model.driver.interpolate(x)[:, 5] for x in (given["outer"], step.outer))
+        now, ahead = (model.driver.to_cells(x)[:, 5] for x in (given["outer"], step.outer))
     torch.testing.assert_close(step.inner[:, 5, 0], 2 * ahead + 0.5)
     torch.testing.assert_close(step.inner[:, 2, 0], now + ahead + 0.5)
     assert not step.inner[:, :, 1].any()

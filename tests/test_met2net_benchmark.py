@@ -17,10 +17,10 @@ def benchmark():
 
 def test_what_is_saved_in_closed_form(benchmark):
     other = np.random.default_rng(0).random((3, 40, 2)) + 0.5
-    value, low, high = benchmark.saved(0.8 * other, other)
+    value, low, high = benchmark.saved_of_sequences(0.8 * other, other)
     for each in (value, low, high):  # paired: however the samples differ, each of them saves 20 %
         np.testing.assert_allclose(each, 20.0)
-    value, low, high = benchmark.saved(other, other[:1])
+    value, low, high = benchmark.saved_of_sequences(other, other[:1])
     assert (low < value).all() and (value < high).all() and value.shape == (3,)
 
 

@@ -149,8 +149,7 @@ def survey(
     if not inside.any():
         span = f"{series.time[0]} to {series.time[-1]}" if series.time.size else "nothing"
         raise TimeError("no data in the training periods", [f"the data span {span}; the periods are {periods}"])
-    offset, factor = (0.0, 1.0) if height is None else to_sea_level(schema, height)
-    reduced = lambda values: values if height is None else (values - offset) / factor
+    reduced = (lambda values: values) if height is None else _reduction(schema, height)
     first = int(inside.argmax())
     near = reduced(series.values[first : first + 1]).mean((0, 2, 3), dtype="f8").astype("f4")[:, None, None]
     count, total, square = 0, np.zeros(len(schema)), np.zeros(len(schema))
@@ -178,6 +177,12 @@ def survey(
     rows = [(c, float(f"{m:.8g}"), float(f"{s:.8g}")) for c, m, s in zip(schema.channels, mean, std, strict=True)]
     stats = Stats(mean={c: m for c, m, _ in rows}, std={c: s for c, _, s in rows}, source=source, reduced=height is not None)
     return Survey(stats, digest.hexdigest()[:16])
+
+
+def _reduction(schema: Schema, height: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Fields (..., C, H, W) to sea level."""
+    offset, factor = to_sea_level(schema, height)
+    return lambda values: (values - offset) / factor
 
 
 class Windows(Dataset):

@@ -46,12 +46,8 @@ class Driver(nn.Module):
         outer, inner = config.outer, config.inner
         self.kind, self.shape, self.channels = config.coupling, inner.shape, 2 * outer.channels
         self.inner_channels = inner.channels
-        cells = TokenGrid(outer.latitude, outer.longitude, 1, periodic=outer.periodic)
-        lat, lon = np.array(inner.latitude), np.array(inner.longitude)
-        self._register("cell", cells, lat, lon)
-        if self.kind == "nested":
-            steps = (np.abs(np.diff(axis)).mean() for axis in cells.axes)
-            self._register("halo", cells, *(_enlarged(axis, _HALO * step) for axis, step in zip((lat, lon), steps, strict=True)))
+        self.to_cells = _ToCells(outer, inner)
+        self.to_halo = _ToCells(outer, inner, halo=_HALO) if self.kind == "nested" else None
 
         rows = list(zip(*config.shared, strict=True)) or [()] * 4
         for name, row in zip(("target", "source"), rows, strict=False):
@@ -64,20 +60,10 @@ class Driver(nn.Module):
         shared[self.target] = True
         self.register_buffer("frame", frame & shared, persistent=False)
 
-    def _register(self, name: str, cells: TokenGrid, lat: np.ndarray, lon: np.ndarray) -> None:
-        index, weight = bilinear(cells, lat, lon)
-        self.register_buffer(f"{name}_index", torch.as_tensor(index), persistent=False)
-        self.register_buffer(f"{name}_weight", torch.as_tensor(weight, dtype=torch.float32), persistent=False)
-
-    def interpolate(self, outer: Tensor, name: str = "cell") -> Tensor:
-        """(B, C_g, H, W) -> (B, C_g, h, w), bilinear."""
-        index, weight = getattr(self, f"{name}_index"), getattr(self, f"{name}_weight")
-        return (outer.flatten(2)[:, :, index] * weight).sum(-1).unflatten(-1, self.shape)
-
     def forward(self, now: Tensor, ahead: Tensor) -> Tensor:
         """Global states at t and t+6 (B, C_g, H, W) -> (B, 2 C_g, h, w)."""
-        other = self.interpolate(ahead, "halo") if self.kind == "nested" else self.interpolate(now)
-        return torch.cat([other, self.interpolate(ahead)], 1)
+        other = self.to_cells(now) if self.to_halo is None else self.to_halo(ahead)
+        return torch.cat([other, self.to_cells(ahead)], 1)
 
     def guess(self, fields: Tensor) -> Tensor:
         """Result of `forward` (not of "nested") to hours t+1..t+6, linear in time, normalized as the region: (B, 6, C, h, w).
@@ -100,25 +86,42 @@ class DriverTokens(nn.Module):
     They are narrowed to a few features before they are interpolated: both are linear, and the global grid has fewer cells.
     """
 
-    index: Tensor
-    weight: Tensor
-
     def __init__(self, config):
         super().__init__()
         outer, inner = config.outer, config.inner
-        self.shape = inner.shape
         self.narrow = nn.Conv2d(2 * outer.channels, config.driver_width, 1)
         self.embedding = PatchEmbedding(config.driver_width, config.width, inner.tokens)
-        cells = TokenGrid(outer.latitude, outer.longitude, 1, periodic=outer.periodic)
-        index, weight = bilinear(cells, np.array(inner.latitude), np.array(inner.longitude))
-        self.register_buffer("index", torch.as_tensor(index), persistent=False)
-        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32), persistent=False)
+        self.to_cells = _ToCells(outer, inner)
 
     def forward(self, now: Tensor, ahead: Tensor) -> Tensor:
         """Global states at t and t+6 (B, C_g, H, W) -> (B, N_r, d)."""
-        features = self.narrow(torch.cat([now, ahead], 1))
-        cells = (features.flatten(2)[:, :, self.index] * self.weight).sum(-1)
-        return self.embedding(cells.unflatten(-1, self.shape))
+        return self.embedding(self.to_cells(self.narrow(torch.cat([now, ahead], 1))))
+
+
+class _ToCells(nn.Module):
+    """Global fields on the cells of a region, bilinear; with a halo, those of a wider box squeezed onto them.
+
+    The halo is in global cells at every edge.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def __init__(self, outer, inner, halo: float = 0):
+        super().__init__()
+        cells = TokenGrid(outer.latitude, outer.longitude, 1, periodic=outer.periodic)
+        steps = [np.abs(np.diff(axis)).mean() for axis in cells.axes]
+        axes = [
+            _enlarged(np.array(axis), halo * step) for axis, step in zip((inner.latitude, inner.longitude), steps, strict=True)
+        ]
+        index, weight = bilinear(cells, *axes)
+        self.shape = inner.shape
+        self.register_buffer("index", torch.as_tensor(index), persistent=False)
+        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32), persistent=False)
+
+    def forward(self, fields: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, h, w)."""
+        return (fields.flatten(2)[:, :, self.index] * self.weight).sum(-1).unflatten(-1, self.shape)
 
 
 def _enlarged(axis: np.ndarray, halo: float) -> np.ndarray:

@@ -261,7 +261,7 @@ class HourlyAdaptation(HourlyContract):
         """Its own statistics of the channels that are left, where they are kept."""
         return _part_of(self.base.inner.stats, schema) if self.statistics == "keep" else None
 
-    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+    def reduced(self, grid: Grid) -> bool:
         """New statistics are those of reduced fields where the model's own are, and in another region."""
         return grid != self.base.inner.grid or self.base.inner.stats.reduced
 

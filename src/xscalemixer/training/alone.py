@@ -142,7 +142,7 @@ class HourlyData:
         zero_mean = ("ssrd",) if "ssrd" in schema.names else ()
         about = f"training periods of {config.name}"
         statics = {name: source.ds[name].values.astype("f4") for name in _STATICS if name in source.ds}
-        height = statics.get("orog") if contract.reduced(config, source.grid) else None
+        height = statics.get("orog") if contract.reduced(source.grid) else None
         found, digest = survey(series, schema, config.train, zero_mean=zero_mean, source=about, height=height)
         stats = contract.stats(schema) or found
         digests = {
@@ -189,7 +189,7 @@ class HourlyContract(Protocol):
     def stats(self, schema: Schema) -> Stats | None:
         """Statistics that the model brings with it; None: those of the training periods."""
 
-    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+    def reduced(self, grid: Grid) -> bool:
         """The fields are normalized after reduction to sea level, if their statistics are new and orography comes with them."""
 
     def collect(self, config: Met2NetTrainConfig, ds: xr.Dataset, **how) -> HourlyData:
@@ -219,9 +219,9 @@ class RegionAlone(HourlyContract):
     def stats(self, schema: Schema) -> Stats | None:
         """None."""
 
-    def reduced(self, config: Met2NetTrainConfig, grid: Grid) -> bool:
+    def reduced(self, grid: Grid) -> bool:
         """As configured."""
-        return config.reduced
+        return self.config.reduced
 
     def fresh(self, data: HourlyData) -> RegionalForecaster:
         """A model to train, with random weights."""
