@@ -14,7 +14,7 @@ from xscalemixer.nn.coldstart import ColdStart
 from xscalemixer.physics import humidity
 from xscalemixer.samples import Series, Windows
 from xscalemixer.state import STATICS, State
-from xscalemixer.variables import REGIONAL
+from xscalemixer.variables import REGIONAL, Schema
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +126,16 @@ def test_descriptions_from_before_the_names_of_statics_still_work(model):
     old = Forecaster.from_dict(data)
     assert old.inner.statics == ("orog", "lsm") and old.cold_start.config.guess == "standard"
     assert old.to_dict() == model.to_dict()
+
+
+def test_a_model_prints_what_it_is_in_three_lines(model):
+    first, globe, region = repr(model).splitlines()
+    assert (
+        first == f"Forecaster {model.name!r}: {model.parameter_count / 1e6:.2f} million parameters (ScaleMixer, arXiv:2603.28173)"
+    )
+    assert globe == f"  global, every 6 hours: {model.outer.schema} on {model.outer.grid}"
+    assert region == f"  regional, hourly: {model.inner.schema} on {model.inner.grid}"
+
+
+def test_a_schema_prints_its_variables():
+    assert str(Schema.of("t", "q", "t2m", levels=(500, 850))) == "t (2 levels), q (2 levels), t2m"

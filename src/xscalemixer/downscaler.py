@@ -62,7 +62,7 @@ class _Domain(nn.Module):
         self.register_buffer("statics", torch.zeros(count, *shape))
 
 
-@dataclass
+@dataclass(repr=False)
 class Downscaler(Model):
     """CorrDiff and its data contract; makes members of fine fields from coarse ones.
 
@@ -113,6 +113,11 @@ class Downscaler(Model):
         self.eval()
 
     # ---------------------------------------------------------------------------------------------- description
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """Input and target."""
+        return {"from": self.coarse, "to": self.fine}
 
     @property
     def settings(self) -> dict:

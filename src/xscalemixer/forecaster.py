@@ -25,7 +25,7 @@ from xscalemixer.state import HOURS, State, calendar_features, inner_insolation,
 __all__ = ["Branch", "Forecaster"]
 
 
-@dataclass
+@dataclass(repr=False)
 class Forecaster(ForecastModel):
     """Coupled network, cold-start network and their data contract; rolls states forward.
 
@@ -62,6 +62,11 @@ class Forecaster(ForecastModel):
         self.eval()
 
     # ---------------------------------------------------------------------------------------------- description
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The globe and the region."""
+        return {"global, every 6 hours": self.outer, "regional, hourly": self.inner}
 
     @property
     def settings(self) -> dict:

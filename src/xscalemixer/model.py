@@ -45,6 +45,9 @@ class Branch:
     stats: Stats
     statics: tuple[str, ...] = STATICS[:2]
 
+    def __str__(self) -> str:
+        return f"{self.schema} on {self.grid}"
+
     @property
     def sunlit_scale(self) -> float:
         """W m-2 per unit of normalized insolation: the std of ``ssrd``, without it a quarter of the solar constant."""
@@ -164,6 +167,11 @@ class Model(ABC):
 
     @property
     @abstractmethod
+    def branches(self) -> dict[str, Branch]:
+        """Data contracts by what they are of."""
+
+    @property
+    @abstractmethod
     def settings(self) -> dict:
         """What this kind has beside a name and ``about``, as plain data."""
 
@@ -173,6 +181,10 @@ class Model(ABC):
         """A model with fresh weights from its description; CheckpointError if it cannot be read."""
 
     # ---------------------------------------------------------------------------------------------- what all of them do
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__} {self.name!r}: {self.parameter_count / 1e6:.2f} million parameters ({self.references})"
+        return "\n".join([head, *(f"  {words}: {branch}" for words, branch in self.branches.items())])
 
     def to_dict(self) -> dict:
         """Everything but the weights, as plain data."""

@@ -39,7 +39,7 @@ class Statics(nn.Module):
         return {name: values.cpu().numpy() for name, values in self.named_buffers()}
 
 
-@dataclass
+@dataclass(repr=False)
 class RegionalForecaster(ForecastModel):
     """`Met2Net` on the hourly fields of a region (or of the whole globe), without a driver.
 
@@ -70,6 +70,11 @@ class RegionalForecaster(ForecastModel):
         self.eval()
 
     # ---------------------------------------------------------------------------------------------------- description
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The region."""
+        return {"regional, hourly": self.inner}
 
     @property
     def settings(self) -> dict:

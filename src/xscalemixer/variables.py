@@ -187,6 +187,10 @@ class Schema:
             raise SchemaError("these channels cannot be used", problems)
         return cls(tuple(CATALOG[name].at(found) if found else CATALOG[name] for name, found in levels.items()))
 
+    def __str__(self) -> str:
+        count = lambda variable: f" ({len(variable.levels)} levels)" if variable.levels else ""
+        return ", ".join(f"{variable.name}{count(variable)}" for variable in self.variables)
+
     @cached_property
     def channels(self) -> tuple[str, ...]:
         """Flat channel names, variable by variable, level by level."""
