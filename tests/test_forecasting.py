@@ -10,6 +10,7 @@ from worlds import HOUR, START, box, forecaster, globe
 import xscalemixer as xsm
 from xscalemixer import forecasting, running, starting
 from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
+from xscalemixer.physics.pressure import standard_pressure, standard_temperature
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +387,20 @@ def test_surface_is_moved_to_the_terrain_of_the_model():
     np.testing.assert_allclose(moved["t2m"] - ds["t2m"], 0.65, atol=1e-3)
     wanted = ds["sp"] * np.exp(9.80665 * 100 / (287.06 * (ds["t2m"] + 0.325)))
     np.testing.assert_allclose(moved["sp"], wanted, rtol=1e-5)
+
+
+def test_the_standard_atmosphere_is_kept_over_rough_relief(model):
+    """Ridges of 4 km, which the grid of the model does not see: the mean of their pressures is not that of the mean height."""
+    ds = globe()
+    relief = 4000.0 * (np.indices(ds["orog"].shape).sum(0) % 2)
+    fields = {"t2m": standard_temperature(relief), "sp": standard_pressure(relief)}
+    ds = ds.assign(orog=ds["orog"].copy(data=relief), **{name: ds[name].copy(data=v[None]) for name, v in fields.items()})
+    start, report = starting.prepare(ds, model)
+    report.raise_errors()
+    terrain, names = model.inputs[0].terrain, model.outer.schema.channels
+    found = dict(zip(names, start.state.outer[0].numpy(), strict=True))
+    np.testing.assert_allclose(found["t2m"], standard_temperature(terrain), rtol=1e-5)
+    np.testing.assert_allclose(found["sp"], standard_pressure(terrain), rtol=2e-4)
 
 
 def test_missing_orography_is_said(model):

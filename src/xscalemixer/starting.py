@@ -18,7 +18,7 @@ from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.grids import Grid, grid_of
 from xscalemixer.model import ForecastModel, Input
 from xscalemixer.physics.humidity import Phase
-from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
+from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_pressure, standard_temperature
 from xscalemixer.regridding import regrid
 from xscalemixer.report import Report
 from xscalemixer.state import GROUPS, HOUR, State, fields_of
@@ -226,13 +226,14 @@ def _on_model_grid(ds, each: Input, times, report: Report, rh_phase) -> tuple[np
     names = list(branch.schema.names)
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
-    moved = regrid(canonical[[*names, *(["orog"] if "orog" in canonical and terrain_of_model is not None else [])]], branch.grid)
+    carried = " and ".join(name for name in ("t2m", "sp") if name in names) if terrain_of_model is not None else ""
+    with_ground = bool(carried) and "orog" in canonical
+    moved = regrid(_at_sea_level(canonical[[*names, "orog"]]) if with_ground else canonical[names], branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
-    carried = " and ".join(name for name in ("t2m", "sp") if name in names)
-    if terrain_of_model is not None and carried and "orog" in moved:
-        moved = _onto_terrain(moved, terrain_of_model)
+    if with_ground:
+        moved = _onto_terrain(_at_sea_level(moved, back=True), terrain_of_model)
         report.assume(what, f"{carried} moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
-    elif terrain_of_model is not None and carried:
+    elif carried:
         report.warn(what, "no orography; its surface fields are taken as if they lay on the model's terrain")
     fields = fields_of(moved, branch.schema)
     holes = np.isnan(fields)
@@ -241,6 +242,12 @@ def _on_model_grid(ds, each: Input, times, report: Report, rh_phase) -> tuple[np
             what, f"{100 * holes.mean():.1f} % of the values are missing on the model's grid", "complete fields", kind=GridError
         )
     return fields, west_negative
+
+
+def _at_sea_level(ds: xr.Dataset, back: bool = False) -> xr.Dataset:
+    """Pressure reduced by the standard atmosphere, or back: over relief its mean is not the pressure at the mean height."""
+    share = standard_pressure(ds["orog"]) / standard_pressure(0.0)
+    return ds.assign(sp=ds["sp"] * share if back else ds["sp"] / share) if "sp" in ds else ds
 
 
 def _onto_terrain(ds: xr.Dataset, terrain: np.ndarray) -> xr.Dataset:
