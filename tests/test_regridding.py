@@ -348,11 +348,12 @@ def test_everything_but_the_grid_is_kept():
         land=(("longitude", "latitude"), np.ones((72, 37), bool)), run=((), 7), f8=(("latitude", "longitude"), on(GLOBAL))
     )
     ds = ds.assign_coords(valid_time=("time", [1, 2])).assign_attrs(source="GFS")
+    ds["level"].attrs["units"] = "hPa"
     out = regrid(ds, INSIDE)
     assert list(out.data_vars) == ["t", "land", "run", "f8"]
     assert out["t"].dims == ("time", "level", "latitude", "longitude")
     assert (out["t"].dtype, out["f8"].dtype, out["land"].dtype) == (np.float32, np.float64, np.float32)
-    assert out["t"].attrs == {"units": "K"}
+    assert out["t"].attrs == {"units": "K"} and out["level"].attrs == {"units": "hPa"}
     assert set(out.coords) == {"time", "level", "valid_time", "latitude", "longitude"}
     assert out["latitude"].attrs["units"] == "degrees_north"
     assert out.attrs["source"] == "GFS"

@@ -57,6 +57,8 @@ __all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str):
+    if name == "verification":  # has more than the functions above
+        return import_module("xscalemixer.verification")
     if name not in _LAZY:
         raise AttributeError(f"module 'xscalemixer' has no attribute {name!r}")
     return getattr(import_module(f"xscalemixer.{_LAZY[name]}"), name)

@@ -301,13 +301,14 @@ def _move(array: xr.DataArray, regridder: Regridder, dims: tuple[Hashable, ...])
         input_core_dims=[dims],
         output_core_dims=[target],
         exclude_dims=set(dims),
-        keep_attrs=False,
+        keep_attrs=True,
         dask="parallelized",
         dask_gufunc_kwargs={"output_sizes": sizes},
         output_dtypes=[np.result_type(array.dtype, np.float32)],
     )
     geometry = {"grid_mapping", *(f"GRIB_{key}" for key in _GRIB_GEOMETRY)}
-    return moved.assign_attrs({key: value for key, value in array.attrs.items() if key not in geometry})
+    moved.attrs = {key: value for key, value in array.attrs.items() if key not in geometry}
+    return moved
 
 
 def _without_source_grid(ds: xr.Dataset, dims: tuple[Hashable, ...]) -> xr.Dataset:
