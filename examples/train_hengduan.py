@@ -29,15 +29,11 @@ CONFIG = xsm.TrainConfig(
     statics=("orog", "lsm", "slope", "slope_east", "slope_north", "roughness"),
     first_guess="terrain",
     calendar=("hour",),
-    stages=(
-        xsm.Stage(kind="regional", updates=1600, batch=2, peak=1e-3),
-        xsm.Stage(kind="rollout", updates=150, batch=2, peak=2e-4, steps=2),
-        xsm.Stage(kind="rollout", updates=150, batch=2, peak=2e-4, steps=4),
-        # on, with samples that look like other seasons
-        xsm.Stage(kind="regional", updates=600, batch=2, peak=3e-4, season_shift=35.0),
-        xsm.Stage(kind="rollout", updates=100, batch=2, peak=1e-4, steps=2, season_shift=35.0),
-        xsm.Stage(kind="rollout", updates=60, batch=2, peak=1e-4, steps=4, season_shift=35.0),
-        xsm.Stage(kind="cold_start", updates=800, batch=2, peak=1e-3, season_shift=35.0),
+    stages=(  # with samples that look like other seasons
+        xsm.Stage(kind="regional", updates=1200, batch=2, peak=1e-3, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=80, batch=2, peak=2e-4, steps=2, season_shift=35.0),
+        xsm.Stage(kind="rollout", updates=60, batch=2, peak=2e-4, steps=4, season_shift=35.0),
+        xsm.Stage(kind="cold_start", updates=600, batch=2, peak=1e-3, season_shift=35.0),
     ),
 )
 

@@ -25,13 +25,14 @@ def model():
 @torch.inference_mode()
 def test_step_is_the_network_on_a_training_window(model):
     """Physical state in, physical state out, by the same inputs that training gives."""
-    grids = model.outer.grid, model.inner.grid
-    axes = np.array(grids[0].latitude), np.array(grids[0].longitude)
+    grid = model.outer.grid
+    axes = np.array(grid.latitude), np.array(grid.longitude)
     outer = Series.of(globe([START, START + 6 * HOUR], *axes), OUTER)
     inner = Series.of(box(START + np.arange(-5, 7) * HOUR), REGIONAL)
     scales = [branch.stats.arrays(branch.schema) for branch in (model.outer, model.inner)]
     period = (START - 6 * HOUR, START + 6 * HOUR)
-    window = Windows(outer, inner, grids, scales, [period], 1, model.sunlit_scale, model.calendar)[0]
+    sun = model.inner.insolation(model.static["orog"])
+    window = Windows(outer, inner, grid, scales, [period], 1, lambda ends: sun(ends) / model.sunlit_scale, model.calendar)[0]
     by_hand = model.network(
         window["outer"][:1], window["inner"][None, :6], window["calendar"], window["outer_forcing"], window["inner_forcing"]
     )
@@ -45,6 +46,21 @@ def test_step_is_the_network_on_a_training_window(model):
     wanted[:, :, 6] *= window["inner_forcing"][:, 6:] > 0
     torch.testing.assert_close(model.scale_inner(ahead.inner), model.scale_inner(wanted), atol=1e-4, rtol=1e-4)
     assert (ahead.inner - state.inner[:, -1:]).abs().amax() > 0.1
+
+
+def test_the_sun_of_a_network_that_knows_the_slopes_is_on_them(model):
+    """A plain gets what a level model gets; between ridges there is shadow when the sun is low, but no darkness by day."""
+    grid = model.inner.grid
+    ends = np.datetime64("2020-06-01T00", "ns") + np.arange(24) * HOUR
+    level = model.inner.insolation(np.zeros(grid.shape))(ends)
+    on_slopes = replace(model.inner, statics=STATICS).insolation
+    np.testing.assert_allclose(on_slopes(np.zeros(grid.shape))(ends), level, rtol=1e-4, atol=0.02)
+    ridges = np.where(np.arange(grid.shape[1]) % 4 < 2, 0.0, 8e4) * np.ones(grid.shape)  # m: cells are a hundred kilometers wide
+    among = on_slopes(ridges)(ends)
+    day = level > 1.0
+    assert (among[day] > 0).all() and (among[level == 0] == 0).all()
+    low = day & (level < 200.0)
+    assert np.median(among[..., 1::4][low[..., 1::4]] / level[..., 1::4][low[..., 1::4]]) < 0.7
 
 
 @pytest.mark.parametrize(("statics", "most"), [(STATICS[:2], 300.0), (STATICS[:3], 5000.0)])

@@ -7,6 +7,7 @@ from worlds import HOUR, OUTER, START, box, globe
 
 from xscalemixer.errors import TimeError
 from xscalemixer.grids import grid_of
+from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.samples import GlobalPairs, Series, Windows, survey
 from xscalemixer.variables import REGIONAL
 
@@ -22,9 +23,11 @@ def series():
 
 
 def windows(series, periods=ALWAYS, steps=1):
-    outer, inner, grids = series
+    outer, inner, (globe_grid, box_grid) = series
+    latitude, longitude = np.array(box_grid.latitude)[:, None], np.array(box_grid.longitude)[None, :]
+    sun = lambda ends: hourly_insolation(ends, latitude, longitude) / np.float32(200.0)
     scales = [(np.zeros(n), np.ones(n)) for n in (len(OUTER), len(REGIONAL))]
-    return Windows(outer, inner, grids, scales, periods, steps, 200.0, ("hour", "day"))
+    return Windows(outer, inner, globe_grid, scales, periods, steps, sun, ("hour", "day"))
 
 
 @pytest.mark.parametrize(("steps", "count"), [(1, 7), (2, 6), (7, 1)])

@@ -97,3 +97,10 @@ def test_higher_ground_gets_more_direct_light_and_overcast_none():
     overcast = [sunlight.short_wave_on_relief(0.1, 900.0, relief, 1.0, 0.7) for relief in (0.0, 1200.0)]
     assert overcast[1] - overcast[0] < 0.1 * overcast[0] + 60
     assert sunlight.short_wave_on_relief(1.0, 900.0, 900.0, 1.0, 0.5) <= 900.0
+
+
+def test_insolation_with_sky():
+    """On level ground the insolation itself, in a shadow the diffuse part of the sky that is seen."""
+    level = np.array([400.0, 400.0, 0.0], "f4")
+    found = sunlight.insolation_with_sky(level, np.array([400.0, 0.0, 50.0], "f4"), np.array([1.0, 0.8, 1.0], "f4"))
+    np.testing.assert_allclose(found, [400.0, 0.8 * 400.0 * sunlight.diffuse_fraction(np.array(0.6)), 0.0], rtol=1e-5)

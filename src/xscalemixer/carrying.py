@@ -13,7 +13,7 @@ from xscalemixer.physics import humidity, terrain
 from xscalemixer.physics.lapse import LAPSE_RATE_BOUNDS, local_lapse_rate
 from xscalemixer.physics.pressure import hypsometric_pressure
 from xscalemixer.physics.solar import hourly_insolation
-from xscalemixer.physics.sunlight import Sunshine, short_wave_on_relief
+from xscalemixer.physics.sunlight import short_wave_on_relief
 from xscalemixer.physics.wind import MassBalance, layer_depth, over_relief
 from xscalemixer.regridding import Regridder, interpolation
 from xscalemixer.relief import Relief
@@ -114,7 +114,7 @@ class Carrier:
         """
         over = lambda flux: flux.reshape(*time.shape, *flux.shape[-2:])
         sun = self.to_relief(over(hourly_insolation(time.ravel(), *cell_centers(self.grid), hours)))
-        level, lit = map(over, self._sunshine(time.ravel(), hours))
+        level, lit = map(over, self.relief.sunshine(time.ravel(), hours))
         flux = np.maximum(self.to_relief(np.asarray(ssrd, dtype=np.float32)), 0.0)
         clearness = flux / np.where(sun > 0, sun, np.inf)
         ratio = sp_on_relief / np.exp(self.to_relief(np.log(np.asarray(sp, dtype=np.float32))))
@@ -131,8 +131,3 @@ class Carrier:
     @cached_property
     def _balance(self) -> MassBalance:
         return MassBalance(layer_depth(self.rise), self.relief.steps, float(np.sqrt(self.grid.area.mean())))
-
-    @cached_property
-    def _sunshine(self) -> Sunshine:
-        relief = self.relief
-        return Sunshine(*relief.places, relief.gradient, relief.horizon)

@@ -15,6 +15,7 @@ from xscalemixer.conform.match import Inventory
 from xscalemixer.errors import GridError
 from xscalemixer.grids import CurvilinearGrid, Grid, cell_centers, cell_steps, grid_of
 from xscalemixer.physics import terrain
+from xscalemixer.physics.sunlight import Sunshine, insolation_with_sky
 from xscalemixer.regridding import Regridder, interpolation, regrid
 from xscalemixer.report import Report
 from xscalemixer.variables import CATALOG, Schema
@@ -75,6 +76,18 @@ class Relief:
         """Sky view per horizontal area, shape (H, W), float32; see `xscalemixer.physics.terrain.sky_view`."""
         view = terrain.sky_view(self.gradient, self.horizon) / np.cos(terrain.slope(self.gradient))
         return view.astype(np.float32)
+
+    @cached_property
+    def sunshine(self) -> Sunshine:
+        """Flux on level ground and on the slopes."""
+        return Sunshine(*self.places, self.gradient, self.horizon)
+
+    def insolation(self, ends: np.ndarray) -> np.ndarray:
+        """Means over the hours that end at each time, as the slopes get them through a fair sky, W m-2, shape (T, H, W).
+
+        See `xscalemixer.physics.sunlight.insolation_with_sky`.
+        """
+        return insolation_with_sky(*self.sunshine(ends), self.sky)
 
 
 def read_relief(orography: object, grid: Grid | CurvilinearGrid | None, report: Report) -> Relief | None:

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
-from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.reduction import to_sea_level
 from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
@@ -200,15 +199,15 @@ class Windows(Dataset):
     ----------
     outer, inner : Series
         Physical values.
-    grids : (Grid, Grid)
-        Global and regional grid.
+    grid : Grid
+        Of the globe.
     scales : (mean, std), (mean, std)
         Of the global and of the regional fields, shape (C,) or (C, H, W) each.
     periods : list of (start, end)
         Start exclusive, end inclusive; no window crosses from one into another.
     steps : int
-    sunlit_scale : float
-        W m-2 that the regional insolation is divided by (the std of ``ssrd``).
+    insolation : callable
+        Ends of hours (T,) to the mean insolation of the region (T, h, w), normalized.
     calendar : tuple of str
         Parts of the calendar that are given to the network.
 
@@ -219,17 +218,23 @@ class Windows(Dataset):
     """
 
     def __init__(
-        self, outer: Series, inner: Series, grids: tuple[Grid, Grid], scales, periods, steps: int, sunlit_scale, calendar
+        self,
+        outer: Series,
+        inner: Series,
+        grid: Grid,
+        scales,
+        periods,
+        steps: int,
+        insolation: Callable[[np.ndarray], np.ndarray],
+        calendar: tuple[str, ...],
     ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar
         self.scales = [tuple(map(_by_channel, scale)) for scale in scales]
         self.starts = window_starts(outer.time, inner.time, periods, steps)
         first = outer.time[[i for i, _ in self.starts]]
         self._states = np.searchsorted(outer.time, _every_six_hours(first, steps))  # (N, steps + 1)
-        lat, lon = np.array(grids[1].latitude)[:, None], np.array(grids[1].longitude)[None, :]
-        scale = np.float32(sunlit_scale)
-        self._inner_sun = _kept(lambda j: hourly_insolation(inner.time[j], lat, lon)[0] / scale, (lat.size, lon.size))
-        self._outer_sun = _kept(lambda i: outer_insolation(outer.time[i], grids[0])[0], (2, *grids[0].shape))
+        self._inner_sun = _kept(lambda j: insolation(inner.time[j : j + 1])[0], inner.values.shape[2:])
+        self._outer_sun = _kept(lambda i: outer_insolation(outer.time[i], grid)[0], (2, *grid.shape))
 
     def __len__(self) -> int:
         return len(self.starts)

@@ -226,12 +226,12 @@ def _on_model_grid(ds, each: Input, times, report: Report, rh_phase) -> tuple[np
     names = list(branch.schema.names)
     if source == branch.grid:
         return fields_of(canonical[names], branch.schema), west_negative
-    carried = " and ".join(name for name in ("t2m", "sp") if name in names) if terrain_of_model is not None else ""
-    with_ground = bool(carried) and "orog" in canonical
-    moved = regrid(_at_sea_level(canonical[[*names, "orog"]]) if with_ground else canonical[names], branch.grid)
+    carried = " and ".join(name for name in ("t2m", "sp") if name in names and terrain_of_model is not None)
+    terrain = terrain_of_model if carried and "orog" in canonical else None
+    moved = regrid(canonical[names] if terrain is None else _at_sea_level(canonical[[*names, "orog"]]), branch.grid)
     report.assume(what, f"regridded: {moved.attrs['regridding']}")
-    if with_ground:
-        moved = _onto_terrain(_at_sea_level(moved, back=True), terrain_of_model)
+    if terrain is not None:
+        moved = _onto_terrain(_at_sea_level(moved, back=True), terrain)
         report.assume(what, f"{carried} moved from its own terrain to the model's (standard lapse rate, hypsometric equation)")
     elif carried:
         report.warn(what, "no orography; its surface fields are taken as if they lay on the model's terrain")

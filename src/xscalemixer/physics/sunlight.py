@@ -6,7 +6,9 @@ import numpy as np
 
 from xscalemixer.physics.solar import local_basis, normal_insolation, sun_vector
 
-__all__ = ["Sunshine", "diffuse_fraction", "insolation_on_relief", "is_sunlit", "short_wave_on_relief"]
+__all__ = ["Sunshine", "diffuse_fraction", "insolation_on_relief", "insolation_with_sky", "is_sunlit", "short_wave_on_relief"]
+
+_FAIR = 0.6  # clearness index of a sky with some haze or cloud: two fifths of the light are diffuse
 
 
 def diffuse_fraction(clearness: np.ndarray) -> np.ndarray:
@@ -107,6 +109,25 @@ def insolation_on_relief(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`Sunshine` for one call: its arguments, and those of the call."""
     return Sunshine(latitude, longitude, gradient, horizon)(time, hours)
+
+
+def insolation_with_sky(level: np.ndarray, relief: np.ndarray, sky: np.ndarray) -> np.ndarray:
+    """Insolation as relief gets it through a fair sky: `short_wave_on_relief` over the clearness.
+
+    On level ground it is the insolation itself; in the shadow of a ridge the diffuse part is left.
+
+    Parameters
+    ----------
+    level, relief, sky : array
+        As for `short_wave_on_relief`.
+
+    Returns
+    -------
+    array, float32
+        W m-2.
+    """
+    clearness, as_high = np.array(_FAIR, "f4"), np.array(1.0, "f4")
+    return short_wave_on_relief(clearness, level, relief, sky, as_high) / clearness
 
 
 def short_wave_on_relief(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_maps", "plot_overview"]
 
 _KNOT = 1852 / 3600  # m s-1, International Hydrographic Conference 1929
+_ARROWS = (1, 2, 5, 10, 20, 50)  # m s-1, of the arrow of the legend
 
 
 def plot_maps(
@@ -216,8 +217,10 @@ def _draw_arrows(ax: Axes, fields: xr.Dataset, arrows: str) -> None:
         # barbs point to low pressure: mirrored south of the equator
         ax.barbs(thin["longitude"], thin["latitude"], *knots, length=5, linewidth=0.6, flip_barb=lat < 0)
         return
-    quiver = ax.quiver(thin["longitude"], thin["latitude"], thin["u"], thin["v"], color="0.1", width=0.0025, scale=200)
-    ax.quiverkey(quiver, 0.9, 1.03, 10, "10 m s$^{-1}$", labelpos="E", fontproperties={"size": "small"})
+    strong = float(np.nanquantile(np.hypot(thin["u"], thin["v"]), 0.95))
+    shown = max((each for each in _ARROWS if each <= strong), default=_ARROWS[0])
+    quiver = ax.quiver(thin["longitude"], thin["latitude"], thin["u"], thin["v"], color="0.1", width=0.0025, scale=20 * shown)
+    ax.quiverkey(quiver, 1.12, 0.03, shown, f"{shown} m s$^{{-1}}$", labelpos="E", fontproperties={"size": "small"})
 
 
 def _valid(fc: xr.Dataset, lead: int) -> str:

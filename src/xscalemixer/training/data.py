@@ -294,10 +294,11 @@ class TrainingData:
 
     def windows(self, calendar: tuple[str, ...], periods: Periods, steps: int) -> Windows:
         """Normalized training windows."""
-        grids = (self.outer.grid, self.inner.grid)
-        scales = tuple(self.branches[name].scale(1000.0 * self.statics[name][0]) for name in ("outer", "inner"))
-        scale = self.inner.sunlit_scale
-        return Windows(self.series["outer"], self.series["inner"], grids, scales, periods, steps, scale, calendar)
+        heights = {name: 1000.0 * statics[0] for name, statics in self.statics.items()}
+        scales = tuple(self.branches[name].scale(heights[name]) for name in ("outer", "inner"))
+        sun, scale = self.inner.insolation(heights["inner"]), np.float32(self.inner.sunlit_scale)
+        series = self.series["outer"], self.series["inner"]
+        return Windows(*series, self.outer.grid, scales, periods, steps, lambda ends: sun(ends) / scale, calendar)
 
     def pairs(self, periods: Periods) -> GlobalPairs:
         """Normalized global states six hours apart."""
