@@ -2,7 +2,8 @@
 
     python benchmarks/terrain.py --data DATA [--figure docs/terrain.png]
 
-DATA holds ``hrrr_idaho/*.grib2`` (3 km), ``gfs_2p5deg_2011011012_f120.grib2`` and ``statics/etopo5_relief.nc``. The HRRR analyses
+DATA holds ``hrrr_idaho/*.grib2`` (3 km), ``synop/synop_20190217_48h.nc``, ``gfs_2p5deg_2011011012_f120.grib2`` and
+``statics/etopo5_relief.nc``. The HRRR analyses
 are averaged over 10 x 10 cells (30 km) and brought back to 3 km over their own orography. Scored are the cells between the
 outermost block centers, where nothing is extrapolated.
 """
@@ -14,11 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from scipy.spatial import KDTree
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
 from xscalemixer.grids import cell_steps, grid_of
-from xscalemixer.physics import terrain, wind
+from xscalemixer.physics import humidity, terrain, wind
+from xscalemixer.physics.pressure import hypsometric_pressure
+from xscalemixer.physics.solar import local_basis
+from xscalemixer.projections import EARTH_RADIUS
 from xscalemixer.regridding import regrid
 from xscalemixer.variables import REGIONAL
 
@@ -96,6 +101,37 @@ def slope_effect(truth: xr.Dataset, adjusted: xr.Dataset, bilinear: xr.Dataset) 
     return float((ours * theirs).mean() / (ours**2).mean())
 
 
+def stations(data: Path, near: float = 40.0, least: float = 300.0) -> str:
+    """Markdown: reports of stations carried to neighbours that lie higher, against the reports of these.
+
+    Each station with a neighbour within ``near`` km and at least ``least`` m lower, the nearest of them. Temperature falls by
+    6.5 K per km: a local rate needs a field around the station.
+    """
+    reports = xsm.read_stations(data / "synop" / "synop_20190217_48h.nc")[["t2m", "sp", "q2m"]].load()
+    reports = reports.isel(station=(reports["altitude"].notnull() & (reports["sp"].notnull().sum("time") > 24)).values)
+    height, up = reports["altitude"].values, local_basis(reports["latitude"].values, reports["longitude"].values)[2].T
+    chord, neighbours = KDTree(up).query(up, k=30, distance_upper_bound=1000 * near / EARTH_RADIUS)
+    known = np.isfinite(chord) & (np.append(height, np.inf)[neighbours] <= height[:, None] - least)
+    high = np.flatnonzero(known.any(1))
+    low = neighbours[high, known[high].argmax(1)]
+    above, below = (reports.isel(station=rows).reset_coords(drop=True).drop_vars("station") for rows in (high, low))
+    rise = height[high] - height[low]
+    t2m = below["t2m"] - 0.0065 * rise
+    saturated = humidity.saturation_vapor_pressure
+    vapor = humidity.vapor_pressure(below["q2m"], below["sp"]) * saturated(t2m) / saturated(below["t2m"])
+    sp = hypsometric_pressure(below["sp"], rise, below["t2m"], t2m)
+    carried = xr.Dataset({"t2m": t2m, "sp": sp, "q2m": humidity.specific_humidity(vapor, sp)})
+    lines = ["| variable | carried up, RMSE | bias | as it is below, RMSE | reports |", "|---" * 5 + "|"]
+    for name in carried:
+        errors = [UNITS[name][1] * (ds[name] - above[name]) for ds in (carried, below)]
+        rmse = [float(np.sqrt((e**2).mean())) for e in errors]
+        lines.append(f"| {name} ({UNITS[name][0]}) | {rmse[0]:.3g} | {float(errors[0].mean()):+.2g} | {rmse[1]:.3g} "
+                     f"| {int(errors[0].notnull().sum())} |")  # fmt: skip
+    fall = 1000 * ((below["t2m"] - above["t2m"]) / rise).groupby("time.hour").median(...)
+    lapse = f"{high.size} pairs, {rise.mean():.0f} m apart on average; median lapse by hour {fall.values.round(1)} K km-1"
+    return f"{lapse}\n\n" + "\n".join(lines)
+
+
 def gfs(data: Path) -> xr.Dataset:
     """Surface fields of a 2.5 degree state."""
     names = ["t2m", "u10", "v10", "sh2", "sp", "tcc", "sdswrf", "orog"]
@@ -139,6 +175,7 @@ def main() -> None:
     print(f"HRRR, 30 km to 3 km, {shape} values\n\n{table(truth, adjusted, bilinear)}\n")
     print(f"{steps(whole, coarse)}\n")
     print(f"slope effect in the radiation of HRRR itself: {slope_effect(truth, adjusted, bilinear):.2f} of ours\n")
+    print(f"SYNOP, stations and lower neighbours: {stations(options.data)}\n")
     state, grid = gfs(options.data), xsm.Grid.regular("35.975", "94.025", "0.05", (240, 240))
     with xr.open_dataset(options.data / "statics" / "etopo5_relief.nc") as relief:
         days = repeated(state, 48)
