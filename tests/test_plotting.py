@@ -182,3 +182,11 @@ def test_overview_averages_over_land(fc):
 def test_overview_shows_the_warmest_hour(fc):
     titles = [ax.get_title() for ax in plot_overview(fc, io.BytesIO()).axes]
     assert "2 m temperature\n2001-08-11 00:00 UTC (+24 h)" in titles
+
+
+@pytest.mark.parametrize(("least", "bottom"), [(20.0, 0.0), (400.0, 400.0)])
+def test_scale_starts_at_zero_unless_all_of_the_map_is_far_above(fc, least, bottom):
+    shape = fc["ssrd"].shape
+    values = np.broadcast_to(np.linspace(least, 500.0, shape[-2] * shape[-1]).reshape(shape[-2:]), shape)
+    fc["ssrd"] = fc["ssrd"].copy(data=values)
+    assert colorbar(plot(fc, "ssrd")).vmin == pytest.approx(bottom, abs=30.0)

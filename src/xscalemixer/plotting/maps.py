@@ -175,7 +175,8 @@ def _norm(values: xr.DataArray, style: Style, limits: tuple[float, float] | None
 
     low, high = float(values.min()), float(values.max())
     bottom, top = limits or (np.nanquantile(values, [0.005, 0.995]) if np.isfinite(low) else (0, 1))
-    bottom = bottom if limits or style.lower is None else style.lower
+    if not limits and style.lower is not None and (style.upper is not None or bottom - style.lower < (top - style.lower) / 2):
+        bottom = style.lower  # else all of it lies far above, and would look alike
     top = top if limits or style.upper is None else style.upper
     levels = MaxNLocator(16, steps=[1, 2, 2.5, 5, 10]).tick_values(bottom, top)
     extend = open_ends(low < levels[0], high > levels[-1])
