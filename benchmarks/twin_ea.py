@@ -87,6 +87,7 @@ SYSTEMS = (
     System("keys near the region", "learned keys within a global patch of the region", {"sampler": {"halo": 1}}, turn=2),
     System("driver fields", "ScaleMixer whose heads see the global fields too", {"driver_width": 24}, 3, turn=1),
     System("driver fields, C", "the same, no feedback", {"driver_width": 24, "coupling": "one_way"}, turn=1),
+    System("softmax gate", "tokens of keys weighted by a softmax of their scores", {"sampler": {"gate": "softmax"}}, turn=2),
     System("own encoders", "two-way, an encoder for each regional variable", {"variable_width": 18}, turn=2),
 )
 
