@@ -424,7 +424,8 @@ def draw(by_lead: xr.Dataset, store: Path, tree: xr.DataTree, networks: dict, fo
     )
     draw_curves(means, folder)
     draw_bias(means, folder)
-    card = xsm.rescore(store, skill_against="LAM #0", metrics=["rmse"]).sel(model=[m for m in networks if m.endswith("#0")])
+    chief = [name for name, (system, seed, _) in networks.items() if seed == 0 and system.turn < 2]
+    card = xsm.rescore(store, skill_against="LAM #0", metrics=["rmse"]).sel(model=chief)
     axes = card.scalemixer.plot(kind="scorecard", metric="rmse")
     np.ravel(axes)[0].figure.savefig(folder / "scorecard.png", dpi=70, bbox_inches="tight")
     draw_learning({name: row[2] for name, row in networks.items() if row[0].name == BEST}, folder)

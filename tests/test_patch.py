@@ -114,6 +114,19 @@ def test_deconvolution_of_equal_tokens_has_no_seams():
     torch.testing.assert_close(field.unfold(0, 5, 5).unfold(1, 5, 5), field[:5, :5].expand(3, 4, 5, 5))
 
 
+@pytest.mark.parametrize("strides", [(5,), (2, 5), (4, 5)])
+def test_even_deconvolution_of_equal_tokens_is_even(strides):
+    """Whatever the weights; and it still tells tokens apart."""
+    patch = int(np.prod(strides))
+    grid = box(40, 100, 0.1, (3 * patch, 4 * patch), patch)
+    module = Deconvolution((4,) * len(strides), 2, strides, grid, even=True)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    field = module(torch.randn(1, 1, 4).expand(1, len(grid), 4)).detach()
+    torch.testing.assert_close(field, field[..., :1, :1].expand_as(field), atol=1e-4, rtol=1e-4)
+    assert module(torch.randn(1, len(grid), 4)).std() > 0.5
+
+
 def test_periodic_deconvolution_turns_with_its_tokens():
     grid = globe(10.0, 2)
     module = Deconvolution((4,), 1, (2,), grid)

@@ -166,10 +166,14 @@ class Deconvolution(nn.Module):
     strides : tuple of int
         Upsampling of each stage; the product must equal the patch size.
     grid : TokenGrid
+    even : bool
+        Equal tokens give an even field, whatever was learned. Else they give one pattern, repeated patch by patch; where inputs
+        are unlike those of training nothing hides it.
     """
 
-    def __init__(self, widths: tuple[int, ...], channels: int, strides: tuple[int, ...], grid: TokenGrid):
+    def __init__(self, widths: tuple[int, ...], channels: int, strides: tuple[int, ...], grid: TokenGrid, *, even: bool = False):
         super().__init__()
+        self.even = even
         if math.prod(strides) != grid.patch or len(strides) != len(widths):
             raise ValueError(f"strides {strides} and widths {widths} must be as many and multiply to patch {grid.patch}")
         self.grid = grid
@@ -185,10 +189,21 @@ class Deconvolution(nn.Module):
         # one token around the edge gives border cells the same overlap as inner ones
         x = pad_field(x, (1, 1, 1, 1), self.grid.periodic)
         for i, stage in enumerate(self.stages):
-            x = stage(functional.gelu(x) if i else x)
+            x = self._expand(cast("nn.ConvTranspose2d", stage), functional.gelu(x) if i else x)
         west, _, north, _ = self.grid.padding
         top, left = north + self.grid.patch, west + self.grid.patch
         return x[..., top : top + len(self.grid.latitude), left : left + len(self.grid.longitude)]
+
+    def _expand(self, stage: nn.ConvTranspose2d, x: Tensor) -> Tensor:
+        if not self.even:
+            return stage(x)
+        stride = stage.stride[0]
+        quarters = stage.weight.unflatten(3, (2, stride)).unflatten(2, (2, stride))  # (in, out, 2, s, 2, s)
+        response = quarters.sum((2, 4), keepdim=True)  # to equal tokens, at each place in a patch
+        even = quarters - (response - response.mean((3, 5), keepdim=True)) / 4
+        kernel = even.flatten(4, 5).flatten(2, 3)
+        shape = cast("tuple[int, int]", stage.padding), cast("tuple[int, int]", stage.output_padding)
+        return functional.conv_transpose2d(x, kernel, stage.bias, stride, *shape)
 
 
 class PredictionHead(nn.Module):
@@ -207,13 +222,15 @@ class PredictionHead(nn.Module):
         fields at full resolution, into the result. 0 is the head of the paper.
     local : int
         Number of local fields (last hour, statics, forcing at the lead).
+    even : bool
+        See `Deconvolution`.
     """
 
-    def __init__(self, width, widths, strides, channels, grid: TokenGrid, *, detail: int = 0, local: int = 0):
+    def __init__(self, width, widths, strides, channels, grid: TokenGrid, *, detail: int = 0, local: int = 0, even: bool = False):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.narrow = nn.Linear(width, widths[0])
-        self.deconvolution = Deconvolution(widths, detail or channels, strides, grid)
+        self.deconvolution = Deconvolution(widths, detail or channels, strides, grid, even=even)
         self.refine = (
             nn.Sequential(
                 _conv3x3(detail + local, detail), nn.GELU(), _conv3x3(detail, detail), nn.GELU(), nn.Conv2d(detail, channels, 1)

@@ -173,6 +173,8 @@ class ScaleMixerConfig:
         Learned per token, or a function of latitude and longitude that can move to another box.
     detail : int
         Features of the full-resolution refinement in the regional heads; 0 as in the paper.
+    even : bool
+        Equal regional tokens give an even field, see `nn.patch.Deconvolution`; not so in the paper.
     variable_width : int
         Features of each regional variable at an hour, from an encoder of its own; about ``width`` over the number of variables
         keeps the network as large as it is. 0: one embedding of all variables, as in the paper.
@@ -200,6 +202,7 @@ class ScaleMixerConfig:
     output: Literal["residual", "direct"] = "residual"
     positions: Literal["learned", "fourier"] = "learned"
     detail: int = 0
+    even: bool = False
     variable_width: int = 0
     driver_width: int = 0
     shared: tuple[tuple[int, int, float, float], ...] = ()
@@ -273,7 +276,7 @@ class ScaleMixerConfig:
         The patches of both branches do not nest. A training update of two samples takes a CPU core a second.
         """
         box = {**_box(36.0, 94.0, 0.05, (240, 240)), "patch": 20, "head_widths": (64, 32), "head_strides": (4, 5)}
-        small = cls.small(inner=box, detail=16)
+        small = cls.small(inner=box, detail=16, even=True)
         return dataclasses.replace(small, **_changed(vars(small), changes))
 
     @classmethod
@@ -460,12 +463,8 @@ class RegionalModel(nn.Module):
         head_width = 2 * width if config.exchanges else width
         self.modulation = LeadTimeModulation(head_width)
         local = branch.channels + branch.statics + (2 if branch.forcings else 0)
-        heads = [
-            PredictionHead(
-                head_width, branch.head_widths, branch.head_strides, branch.channels, self.grid, detail=config.detail, local=local
-            )
-            for _ in range(HOURS)
-        ]
+        sizes = head_width, branch.head_widths, branch.head_strides, branch.channels
+        heads = [PredictionHead(*sizes, self.grid, detail=config.detail, local=local, even=config.even) for _ in range(HOURS)]
         if config.output == "residual":
             for head in heads:
                 start_small(head.last)
