@@ -221,7 +221,7 @@ def _draw_arrows(ax: Axes, fields: xr.Dataset, arrows: str) -> None:
     strong = float(np.nanquantile(np.hypot(thin["u"], thin["v"]), 0.95))
     shown = max((each for each in _ARROWS if each <= strong), default=_ARROWS[0])
     quiver = ax.quiver(thin["longitude"], thin["latitude"], thin["u"], thin["v"], color="0.1", width=0.0025, scale=20 * shown)
-    ax.quiverkey(quiver, 1.12, 0.03, shown, f"{shown} m s$^{{-1}}$", labelpos="E", fontproperties={"size": "small"})
+    ax.quiverkey(quiver, 1.12, 1.03, shown, f"{shown} m s$^{{-1}}$", labelpos="N", fontproperties={"size": "small"})
 
 
 def _valid(fc: xr.Dataset, lead: int) -> str:
