@@ -132,3 +132,12 @@ def test_accessor_methods_are_one_return(accessor):
         if not name.startswith("_"):
             (node,) = ast.parse(inspect.getsource(method).strip()).body
             assert [type(n).__name__ for n in node.body] == ["Expr", "Return"], name
+
+
+def test_modules_behind_public_names_can_be_reached():
+    """Without an import of their own; nothing else is made up."""
+    code = "import xscalemixer as xsm; print(xsm.verification.patch_seams.__name__, hasattr(xsm, 'nothing'))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+        "patch_seams",
+        "False",
+    ]

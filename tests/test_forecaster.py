@@ -146,9 +146,8 @@ def test_descriptions_from_before_the_names_of_statics_still_work(model):
 
 def test_a_model_prints_what_it_is_in_three_lines(model):
     first, globe, region = repr(model).splitlines()
-    assert (
-        first == f"Forecaster {model.name!r}: {model.parameter_count / 1e6:.2f} million parameters (ScaleMixer, arXiv:2603.28173)"
-    )
+    size = model.parameter_count / 1e6
+    assert first == f"Forecaster {model.name!r}: {size:.2f} million parameters (ScaleMixer, arXiv:2603.28173)"
     assert globe == f"  global, every 6 hours: {model.outer.schema} on {model.outer.grid}"
     assert region == f"  regional, hourly: {model.inner.schema} on {model.inner.grid}"
 

@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.quiver import QuiverKey
 
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
@@ -190,3 +191,9 @@ def test_scale_starts_at_zero_unless_all_of_the_map_is_far_above(fc, least, bott
     values = np.broadcast_to(np.linspace(least, 500.0, shape[-2] * shape[-1]).reshape(shape[-2:]), shape)
     fc["ssrd"] = fc["ssrd"].copy(data=values)
     assert colorbar(plot(fc, "ssrd")).vmin == pytest.approx(bottom, abs=30.0)
+
+
+@pytest.mark.parametrize(("speed", "words"), [(1.7, "1 m s"), (30.0, "20 m s")])
+def test_the_arrow_of_the_legend_fits_the_wind(fc, speed, words):
+    fc["u10"], fc["v10"] = fc["u10"] * 0 + speed, fc["v10"] * 0
+    assert [key.text.get_text() for key in plot(fc, "wind").findobj(QuiverKey)] == [f"{words}$^{{-1}}$"]

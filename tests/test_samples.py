@@ -7,8 +7,8 @@ from worlds import HOUR, OUTER, START, box, globe
 
 from xscalemixer.errors import TimeError
 from xscalemixer.grids import grid_of
-from xscalemixer.physics.solar import hourly_insolation
 from xscalemixer.samples import GlobalPairs, Series, Windows, survey
+from xscalemixer.state import level_insolation
 from xscalemixer.variables import REGIONAL
 
 HOURS = START + np.arange(1, 49) * HOUR
@@ -24,8 +24,7 @@ def series():
 
 def windows(series, periods=ALWAYS, steps=1):
     outer, inner, (globe_grid, box_grid) = series
-    latitude, longitude = np.array(box_grid.latitude)[:, None], np.array(box_grid.longitude)[None, :]
-    sun = lambda ends: hourly_insolation(ends, latitude, longitude) / np.float32(200.0)
+    sun = lambda ends: level_insolation(box_grid)(ends) / np.float32(200.0)
     scales = [(np.zeros(n), np.ones(n)) for n in (len(OUTER), len(REGIONAL))]
     return Windows(outer, inner, globe_grid, scales, periods, steps, sun, ("hour", "day"))
 

@@ -6,7 +6,15 @@ import torch
 from worlds import LEVELS, OUTER, START, box, globe
 
 from xscalemixer.grids import Grid
-from xscalemixer.state import STATICS, calendar_features, fields_of, inner_insolation, outer_insolation, statics_of
+from xscalemixer.state import (
+    STATICS,
+    calendar_features,
+    fields_of,
+    inner_insolation,
+    level_insolation,
+    outer_insolation,
+    statics_of,
+)
 
 GRID = Grid.regular(60, 100, 2, (10, 12))
 
@@ -65,11 +73,13 @@ def test_calendar_parts_that_are_left_out_are_zero():
 
 
 def test_insolation_covers_the_hours_before_and_after():
-    inner, outer = inner_insolation(START, GRID), outer_insolation(START, GRID)
+    inner, outer = inner_insolation(START, level_insolation(GRID)), outer_insolation(START, GRID)
     assert inner.shape == (1, 12, 10, 12) and outer.shape == (1, 2, 10, 12)
     mean = inner.unflatten(1, (2, 6)).mean(2) / (1361.0 / 4)
     torch.testing.assert_close(outer, mean, atol=1e-4, rtol=1e-4)
 
 
 def test_hours_can_be_chosen():
-    torch.testing.assert_close(inner_insolation(START, GRID, last=0), inner_insolation(START, GRID)[:, :6])
+    torch.testing.assert_close(
+        inner_insolation(START, level_insolation(GRID), last=0), inner_insolation(START, level_insolation(GRID))[:, :6]
+    )

@@ -57,11 +57,11 @@ __all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str):
-    if name == "verification":  # has more than the functions above
-        return import_module("xscalemixer.verification")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'xscalemixer' has no attribute {name!r}")
-    return getattr(import_module(f"xscalemixer.{_LAZY[name]}"), name)
+    if name in _LAZY:
+        return getattr(import_module(f"xscalemixer.{_LAZY[name]}"), name)
+    if name in _LAZY.values():  # their modules have more
+        return import_module(f"xscalemixer.{name}")
+    raise AttributeError(f"module 'xscalemixer' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ from xscalemixer.nn.sampling import Seed, SolverConfig
 from xscalemixer.nn.tiling import TilingConfig
 from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.regridding import Regridder
-from xscalemixer.state import calendar_features, inner_insolation
+from xscalemixer.state import calendar_features, inner_insolation, level_insolation
 from xscalemixer.variables import Stats
 
 __all__ = ["Downscaler", "Inputs"]
@@ -192,7 +192,7 @@ class Downscaler(Model):
 
     def _insolation(self, time: np.datetime64) -> Tensor:
         """Mean over the hour that ends at a time, shape (1, H, W), W m-2."""
-        return inner_insolation(time, self.fine.grid, 0, 0)[0]
+        return inner_insolation(time, level_insolation(self.fine.grid), 0, 0)[0]
 
     def condition(self, inputs: Inputs, patch: tuple[int, int] | None = None, mean: Tensor | None = None) -> Condition:
         """The same on the device, with the mean, which is made unless it is given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -20,7 +20,7 @@ from xscalemixer.nn.scalemixer import CoupledModel, ScaleMixerConfig, Step
 from xscalemixer.physics.pressure import LAPSE_RATE, pressure_at_altitude, standard_temperature
 from xscalemixer.regridding import Regridder
 from xscalemixer.relief import Relief
-from xscalemixer.state import HOURS, State, calendar_features, outer_insolation
+from xscalemixer.state import HOURS, Insolation, State, calendar_features, inner_insolation, outer_insolation
 
 __all__ = ["Branch", "Forecaster"]
 
@@ -144,7 +144,7 @@ class Forecaster(ForecastModel):
         trace : list, optional
             Receives the raw network step (key positions included).
         """
-        sun, scale_inner = self._sun(state.time, HOURS), self.scale_inner
+        sun, scale_inner = inner_insolation(state.time, self._insolation).to(self.device), self.scale_inner
         result = self.network(
             self.scale_outer(state.outer),
             scale_inner(state.inner),
@@ -158,13 +158,8 @@ class Forecaster(ForecastModel):
         outer = self.scale_outer.inverse(result.outer.float())
         return State(state.time + np.timedelta64(HOURS, "h"), outer, inner)
 
-    def _sun(self, time: np.datetime64, last: int) -> Tensor:
-        """Insolation of the region in the hours t-5..t+last, W m-2, shape (1, 6 + last, h, w)."""
-        ends = time + np.arange(1 - HOURS, last + 1).astype("timedelta64[h]")
-        return torch.from_numpy(self._insolation(ends))[None].to(self.device)
-
     @cached_property
-    def _insolation(self) -> Callable[[np.ndarray], np.ndarray]:
+    def _insolation(self) -> Insolation:
         return self.inner.insolation(self.static["orog"])
 
     @property
@@ -176,7 +171,7 @@ class Forecaster(ForecastModel):
     def invent_history(self, outer: Tensor, time: np.datetime64) -> Tensor:
         """Cold start: regional hours t-5..t from the global state, (1, C_g, H, W) -> (1, 6, C_r, h, w), physical."""
         fields = self.first_guess(outer.cpu().numpy(), np.atleast_1d(time)).to(self.device)
-        sun = self._sun(time, 0)
+        sun = inner_insolation(time, self._insolation, last=0).to(self.device)
         return self.bound(self.scale_inner.inverse(self.cold_start(fields, sun / self.sunlit_scale)), sun)
 
     def first_guess(self, outer: np.ndarray, time: np.ndarray) -> Tensor:

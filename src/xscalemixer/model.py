@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from xscalemixer.errors import CheckpointError
 from xscalemixer.grids import Grid
 from xscalemixer.nn.blocks import Normalizer
-from xscalemixer.physics.solar import SOLAR_CONSTANT, hourly_insolation
+from xscalemixer.physics.solar import SOLAR_CONSTANT
 from xscalemixer.reduction import to_sea_level
 from xscalemixer.relief import Relief
-from xscalemixer.state import GROUPS, STATICS, State
+from xscalemixer.state import GROUPS, STATICS, Insolation, State, level_insolation
 from xscalemixer.variables import Schema, Stats
 
 __all__ = ["Branch", "ForecastModel", "Input", "Model", "bound", "network_settings", "require_keys"]
@@ -75,15 +75,12 @@ class Branch:
         offset, factor = to_sea_level(self.schema, height)
         return offset + factor * mean[:, None, None], factor * std[:, None, None]
 
-    def insolation(self, height: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    def insolation(self, height: np.ndarray) -> Insolation:
         """A function of times (T,) to the mean insolation of the hours that end there, W m-2, shape (T, h, w).
 
         Of level ground; where the network knows the slopes, of ground of the height (h, w) in m, see `Relief.insolation`.
         """
-        if "slope" in self.statics:
-            return Relief.of(height, self.grid).insolation
-        latitude, longitude = np.array(self.grid.latitude)[:, None], np.array(self.grid.longitude)[None, :]
-        return lambda ends: hourly_insolation(ends, latitude, longitude)
+        return Relief.of(height, self.grid).insolation if "slope" in self.statics else level_insolation(self.grid)
 
     def to_dict(self) -> dict:
         """Plain data."""

@@ -14,7 +14,7 @@ from xscalemixer.errors import CheckpointError
 from xscalemixer.model import Branch, ForecastModel, Input, network_settings, require_keys
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig
-from xscalemixer.state import HOUR, State, inner_insolation
+from xscalemixer.state import HOUR, State, inner_insolation, level_insolation
 
 __all__ = ["RegionalForecaster", "Statics"]
 
@@ -151,6 +151,6 @@ class RegionalForecaster(ForecastModel):
         past, future = self.network.config.past, self.hours
         scale = self.scale
         ahead = scale.inverse(self.network(scale(state.inner[:, -past:])).float())
-        sun = inner_insolation(state.time, self.inner.grid, 1, future).to(self.device)
+        sun = inner_insolation(state.time, level_insolation(self.inner.grid), 1, future).to(self.device)
         hours = torch.cat([state.inner, self.bound(ahead, sun)], 1)[:, -max(past, future) :]
         return State(state.time + future * HOUR, None, hours)

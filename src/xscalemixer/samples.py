@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from xscalemixer.errors import SchemaError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.reduction import to_sea_level
-from xscalemixer.state import HOUR, HOURS, calendar_features, channels_of, fields_of, outer_insolation
+from xscalemixer.state import HOUR, HOURS, Insolation, calendar_features, channels_of, fields_of, outer_insolation
 from xscalemixer.variables import Schema, Stats
 
 __all__ = [
@@ -225,7 +225,7 @@ class Windows(Dataset):
         scales,
         periods,
         steps: int,
-        insolation: Callable[[np.ndarray], np.ndarray],
+        insolation: Insolation,
         calendar: tuple[str, ...],
     ):
         self.outer, self.inner, self.steps, self.calendar = outer, inner, steps, calendar

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,13 @@ __all__ = [
     "HOUR",
     "HOURS",
     "STATICS",
+    "Insolation",
     "State",
     "calendar_features",
     "channels_of",
     "fields_of",
     "inner_insolation",
+    "level_insolation",
     "outer_insolation",
     "statics_of",
 ]
@@ -32,6 +34,7 @@ __all__ = [
 HOUR = np.timedelta64(1, "h")
 HOURS = 6  # hours per step of the coupled model, and regional hours in its state
 GROUPS = {"outer": "global", "inner": "regional"}  # parts of a state, and where their data are in a tree
+Insolation = Callable[[np.ndarray], np.ndarray]  # ends of hours (T,) to the means over them, W m-2, shape (T, h, w)
 STATICS = ("orog", "lsm", "slope", "slope_east", "slope_north", "roughness")  # the first two are always there
 
 
@@ -142,10 +145,14 @@ def outer_insolation(time: np.datetime64, grid: Grid) -> Tensor:
     return torch.from_numpy(flux / np.float32(SOLAR_CONSTANT / 4))[None]
 
 
-def inner_insolation(time: np.datetime64, grid: Grid, first: int = 1 - HOURS, last: int = HOURS) -> Tensor:
+def level_insolation(grid: Grid) -> Insolation:
+    """Above the air, on level ground."""
+    return lambda ends: hourly_insolation(ends, *_mesh(grid))
+
+
+def inner_insolation(time: np.datetime64, insolation: Insolation, first: int = 1 - HOURS, last: int = HOURS) -> Tensor:
     """Hourly mean insolation for hours t+first..t+last in W m-2, shape (1, last - first + 1, h, w)."""
-    ends = time + np.arange(first, last + 1).astype("timedelta64[h]")
-    return torch.from_numpy(hourly_insolation(ends, *_mesh(grid)))[None]
+    return torch.from_numpy(insolation(time + np.arange(first, last + 1).astype("timedelta64[h]")))[None]
 
 
 def _mesh(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
