@@ -30,8 +30,8 @@ from xscalemixer.variables import Schema
 OUTPUTS = ("t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd")
 NEAR_GROUND = OUTPUTS[:5]
 UPPER = tuple(f"{name}_{level}" for name in ("z", "t", "u", "v", "q") for level in (500, 850))
-LATER = {"train": (("2002-07-01", "2002-07-26"),), "validation": (("2002-07-27", "2002-07-31"),)}
-LATER_TEST = (("2002-08-01", "2002-08-20"),)
+LATER = {"train": (("2002-07-01", "2002-07-12"),), "validation": (("2002-07-12T12", "2002-07-16"),)}
+PATCHES = {"patch": (32, 32), "patches": 3}  # some weeks of whole fields would be learned by heart
 LEADS = tuple(range(6, 49, 6))
 HOUR = np.timedelta64(1, "h")
 HRRR_CORNER, HRRR_SHAPE = (43.25, -117.0), (40, 40)  # the largest square of latitudes and longitudes in the files
@@ -50,7 +50,7 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting((4, 4), 2, 8, "cpu", {"members": 2, "samples": 2}),
-    "cpu": Setting((1500, 4000), 4, 32, "cpu", {}),
+    "cpu": Setting((1500, 4000), 4, 32, "cpu", {"members": 6, "samples": 8}),
     "gpu": Setting((8000, 30000), 32, 64, "cuda", {"members": 16, "samples": 32}),
 }
 
@@ -69,8 +69,8 @@ class Task:
     test : tuple of (start, end)
     shared : tuple of str
         Outputs that the input has too.
-    shorter : int
-        Share of the updates: a third as many with 3.
+    shares : (float, float)
+        Of the updates of both stages.
     """
 
     what: str
@@ -78,7 +78,7 @@ class Task:
     changes: dict
     test: tuple
     shared: tuple[str, ...]
-    shorter: int = 1
+    shares: tuple[float, float] = (1.0, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- tasks
@@ -88,9 +88,9 @@ def plain(options: argparse.Namespace) -> Task:
     """From global analyses; cloud and radiation are synthesized."""
     tree = read_twin_world(options.data / "nature")
     pair = xr.DataTree.from_dict({"/input": tree["global"].to_dataset(), "/target": tree["regional"].to_dataset()})
-    changes = {"inputs": (*UPPER, *NEAR_GROUND), "train": TRAIN, "validation": VALIDATION, "test": TEST}
+    changes = {"inputs": (*UPPER, *NEAR_GROUND), "train": TRAIN, "validation": VALIDATION, "test": TEST, **PATCHES}
     what = "From global analyses of 5.6 degrees to East Asia at 1.125 degrees, in a twin world; not verified on real weather."
-    return Task(what, pair, changes, TEST, NEAR_GROUND)
+    return Task(what, pair, changes, TEST, NEAR_GROUND, shares=(1.0, 0.6))
 
 
 def chain(options: argparse.Namespace) -> Task:
@@ -101,17 +101,16 @@ def chain(options: argparse.Namespace) -> Task:
     pair = xsm.downscaling_pair(
         hindcasts(tree, options), tree["regional"].to_dataset(), leads=LEADS, model=xsm.load(options.model)
     )
-    test = (*TEST, *LATER_TEST)
     what = (
         f"From forecasts of {options.model} to ensembles that spread as it errs, in a twin world; not verified on real weather."
     )
-    return Task(what, pair, {"inputs": OUTPUTS, "test": test, **LATER}, test, OUTPUTS)
+    return Task(what, pair, {"inputs": OUTPUTS, "test": TEST, **LATER, **PATCHES}, TEST, OUTPUTS, shares=(0.5, 0.5))
 
 
 def hindcasts(tree: xr.DataTree, options: argparse.Namespace) -> xr.Dataset:
     """Of ScaleMixer, from every six-hourly start of the later run and of the test blocks; made once."""
     times, hours = tree["global"]["time"].values, tree["regional"]["time"].values
-    wanted = (*LATER["train"], *LATER["validation"], *LATER_TEST, *TEST)
+    wanted = (*LATER["train"], *LATER["validation"], *TEST)
     inside = lambda t: any(np.datetime64(a) + 6 * HOUR <= t <= np.datetime64(b) - LEADS[-1] * HOUR for a, b in wanted)
     history = times[:, None] - np.arange(6) * HOUR
     init = [t for t, known in zip(times, np.isin(history, hours).all(1), strict=True) if known and inside(t)]
@@ -132,7 +131,8 @@ def hrrr(options: argparse.Namespace) -> Task:
     train, test = (("2018-07-21T23", "2018-07-22T20"), ("2018-07-23T02", "2018-07-23T10")), (("2018-07-23T10", "2018-07-23T17"),)
     periods = {"train": train, "validation": (("2018-07-22T20", "2018-07-23T01"),), "test": test}
     what = "An example: from means over 30 km to 3 km in a part of Idaho, learned from 29 hours of HRRR analyses; no other use."
-    return Task(what, pair, {"inputs": NEAR_GROUND, **periods}, test, NEAR_GROUND, shorter=4)
+    few = {"patch": (16, 16), "patches": 6}  # 29 hours are learned by heart as whole fields
+    return Task(what, pair, {"inputs": NEAR_GROUND, **few, **periods}, test, NEAR_GROUND, shares=(0.25, 0.25))
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
@@ -148,7 +148,7 @@ TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {
 def config(name: str, task: Task, setting: Setting) -> xsm.CorrDiffConfig:
     """Two stages; each ends early where it only learns its samples by heart."""
     unet = {"width": setting.width, "dropout": 0.2}
-    updates = [-(-number // task.shorter) for number in setting.updates]
+    updates = [max(1, round(share * number)) for share, number in zip(task.shares, setting.updates, strict=True)]
     stages = tuple(
         xsm.Stage(kind=kind, updates=number, batch=setting.batch, peak=1e-3, floor=1e-5, patience=6)
         for kind, number in zip(("regression", "diffusion"), updates, strict=True)

@@ -30,8 +30,7 @@ CONFIG = xsm.TrainConfig(
     first_guess="terrain",
     calendar=("hour",),
     stages=(  # with samples that look like other seasons
-        xsm.Stage(kind="regional", updates=1200, batch=2, peak=1e-3, season_shift=35.0),
-        xsm.Stage(kind="regional", updates=600, batch=2, peak=4e-4, season_shift=35.0),
+        xsm.Stage(kind="regional", updates=2200, batch=2, peak=2e-3, season_shift=35.0),
         xsm.Stage(kind="rollout", updates=80, batch=2, peak=2e-4, steps=4, season_shift=35.0),
         xsm.Stage(kind="cold_start", updates=240, batch=2, peak=1e-3, season_shift=35.0),
     ),

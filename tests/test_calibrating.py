@@ -1,6 +1,7 @@
 """Calibration: factors against closed forms, what is kept with the model, bad input."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,8 +34,20 @@ def test_factor_undoes_a_wrong_spread(model):
 
 def test_members_that_are_alike_are_refused(model):
     alike = _Errors(np.ones((5, 3)), np.ones((5, 2, 3)))
-    with pytest.raises(InputError, match="members of t2m, u10, ssrd hardly differ"):
+    with pytest.raises(InputError, match="members of t2m, u10, ssrd do not differ"):
         _factors(alike, model)
+
+
+def test_members_that_go_astray_together_get_the_factor_of_the_lowest_crps(model, caplog):
+    """Where all members of a channel miss on the same side, no factor makes their spread as large as the error."""
+    found = drawn(np.ones(3))
+    common = 3.0 * np.random.default_rng(1).normal(size=(found.error.shape[0], 1))
+    astray = replace(found, residual=found.residual + common[:, None] * np.array([0.0, 0.0, 1.0]))
+    factors = _factors(astray, model)
+    assert factors[:2] == pytest.approx(_factors(found, model)[:2])
+    assert "spread does not reach the error: ssrd" in caplog.text
+    crps = lambda factor: astray.scores(np.array([1.0, 1.0, factor]))["crps"][2]
+    assert all(crps(factors[2]) <= crps(factor) + 1e-3 for factor in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0))
 
 
 def test_scores_by_hand():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -26,6 +27,9 @@ __all__ = ["calibrate"]
 
 _CELLS = 4096  # cells of a sample that are looked at, at most
 _CHURN = (0.0, 10.0, 40.0)
+_TRIED = np.geomspace(0.1, 10.0, 33)
+
+log = logging.getLogger(__name__)
 
 
 def calibrate(
@@ -44,9 +48,9 @@ def calibrate(
 
     The residual of each channel is scaled by the one factor with which the spread of the members equals the error of their mean:
     with error :math:`e` of the regression, residuals :math:`r_i`, their mean :math:`\bar r` and variance :math:`V` (means over
-    samples and cells), it is the positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`. Of
-    several solvers the one with the lowest fair CRPS after that, as a mean over channels of its ratio to the first solver's, is
-    kept.
+    samples and cells), it is the positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`, or,
+    where no factor does that, the one with the lowest CRPS. Of several solvers the one with the lowest fair CRPS after that, as
+    a mean over channels of its ratio to the first solver's, is kept.
 
     Parameters
     ----------
@@ -73,7 +77,7 @@ def calibrate(
     Raises
     ------
     InputError
-        If settings or data do not fit, listing every problem; if the members of a channel hardly differ.
+        If settings or data do not fit, listing every problem; if the members of a channel are all the same.
 
     References
     ----------
@@ -193,13 +197,19 @@ def _errors(
 
 
 def _factors(found: _Errors, model: Downscaler) -> np.ndarray:
-    """The factor of each channel with which spread equals error, (C,)."""
+    """The factor of each channel with which spread equals error, (C,); where none does, the one with the lowest CRPS."""
     count, middle = found.residual.shape[1], found.residual.mean(1)
     variance = found.residual.var(1, ddof=1).mean(0)
+    names = np.array(model.fine.schema.channels)
+    if not variance.all():
+        problem = f"members of {', '.join(names[variance == 0])} do not differ from one another"
+        raise InputError("nothing was calibrated", [f"{problem}; train the diffusion longer"])
     a = variance * (count + 1) / count - np.square(middle).mean(0)
     b, c = (found.error * middle).mean(0), np.square(found.error).mean(0)
-    if (a <= 0).any():
-        alike = ", ".join(name for name, value in zip(model.fine.schema.channels, a, strict=True) if value <= 0)
-        problem = f"members of {alike} hardly differ from one another, but all differ from the regression"
-        raise InputError("nothing was calibrated", [f"{problem}; train the diffusion longer, or give more samples="])
-    return ((-b + np.sqrt(b**2 + a * c)) / a).astype("f4")
+    astray = a <= 0  # what the members have in common is larger than what they differ by, at any factor
+    factor = (-b + np.sqrt(b**2 + np.abs(a) * c)) / np.where(astray, 1.0, a)
+    if astray.any():
+        log.warning("spread does not reach the error: %s; the factor with the lowest CRPS is taken", ", ".join(names[astray]))
+        crps = np.stack([found.scores(np.full(names.size, each))["crps"] for each in _TRIED])
+        factor[astray] = _TRIED[crps.argmin(0)[astray]]
+    return factor.astype("f4")
