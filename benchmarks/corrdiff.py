@@ -1,6 +1,6 @@
 """CorrDiff on twin world A and on HRRR: its models scored on held-out weather.
 
-    python benchmarks/corrdiff.py corrdiff-twin-ea DATA                      # tables, spectra, tails, rank histograms
+    python benchmarks/corrdiff.py corrdiff-twin-ea DATA --figures docs       # tables, spectra, tails, rank histograms
     python benchmarks/corrdiff.py corrdiff-twin-ea-chain DATA --later T106   # beside the ScaleMixer it stands on
     python benchmarks/corrdiff.py corrdiff-hrrr DATA
 
@@ -44,10 +44,15 @@ def score(name: str, options: argparse.Namespace) -> None:
     for label, model in (("CorrDiff, not calibrated", raw), ("CorrDiff", fitted)):
         store = folder / f"{model.name}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
-        systems[label] = xsm.downscale(source, MEMBERS[options.setting], model=model, **more)
-    text = [tables(systems, truth), tails(systems, truth), ranks(systems, truth), spectra(systems, truth, folder)]
+        systems[label] = at_lead_zero(xsm.downscale(source, MEMBERS[options.setting], model=model, **more))
+    lines, power = spectra(systems, truth)
+    text = [tables(systems, truth), tails(systems, truth), ranks(systems, truth), lines]
     (folder / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     sys.stdout.write("\n\n".join(text) + "\n")
+    if options.figures:
+        stem = name.replace("-", "_")
+        draw_maps(systems, truth, options.figures / f"{stem}_maps.png")
+        draw_spectra(power, options.figures / f"{stem}_spectra.png")
 
 
 def held_out(task: Task, options: argparse.Namespace) -> xr.Dataset:
@@ -144,8 +149,8 @@ def ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     return markdown(lines)
 
 
-def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path) -> str:
-    """Variance of the shortest complete third of the waves over that of the truth; the spectra go to a file."""
+def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> tuple[str, xr.Dataset]:
+    """Variance of the shortest complete third of the waves over that of the truth; and the spectra."""
     schema = Schema.of(*OUTPUTS)
     fine, _ = conform(truth, schema)
     one = systems["CorrDiff"]
@@ -161,10 +166,71 @@ def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path) -> 
         short = whole[-max(1, whole.size // 3) :]
         sums = {v: [float(ds[v].isel(wavenumber=short).sum()) for ds in (found, known)] for v in shown}
         lines.append([name, *(f"{sums[v][0] / sums[v][1]:.2f}" if v in sums and sums[v][1] else "-" for v in OUTPUTS)])
-    xr.concat([ds.assign_coords(system=name) for name, ds in kept.items()], "system", join="override").to_netcdf(
-        folder / "spectra.nc"
-    )
-    return markdown(lines)
+    power = xr.concat([ds.assign_coords(system=name) for name, ds in kept.items()], "system", join="override")
+    return markdown(lines), power
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> None:
+    """One valid time of temperature, wind speed and radiation: input, regression, two members, truth."""
+    members = systems["CorrDiff"]
+    noon = {"reference_time": members["reference_time"][_brightest(members)], "lead_time": members["lead_time"][-1]}
+    valid = noon["reference_time"].values + int(noon["lead_time"]) * HOUR
+    shown = {name: systems[name].sel(noon) for name in ("bilinear", "regression")}
+    shown |= {f"member {i}": members.sel(noon).isel(member=i) for i in (0, 1)}
+    canonical, _ = conform(truth.sel(time=valid), Schema.of(*OUTPUTS))
+    shown["truth"] = canonical
+    fields = {
+        "t2m (°C)": lambda ds: ds["t2m"] - 273.15,
+        "wind speed (m/s)": lambda ds: np.hypot(ds["u10"], ds["v10"]),
+        "ssrd (W/m2)": lambda ds: ds["ssrd"] if "ssrd" in ds else np.nan * ds["t2m"],
+    }
+    plt = _pyplot()
+    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.2 * len(shown), 8), layout="constrained")
+    for row, (title, field), colors in zip(panels, fields.items(), ("RdYlBu_r", "viridis", "inferno"), strict=True):
+        real = field(shown["truth"])
+        scale = {"vmin": float(real.min()), "vmax": float(real.max()), "cmap": colors}
+        for panel, (label, ds) in zip(row, shown.items(), strict=True):
+            mesh = panel.pcolormesh(ds["longitude"], ds["latitude"], field(ds).squeeze(), **scale)
+            panel.set(title=label, xticks=[], yticks=[])
+        figure.colorbar(mesh, ax=row, label=title)
+    figure.suptitle(f"{str(valid)[:13]} UTC")
+    figure.savefig(file, dpi=60)
+    plt.close(figure)
+
+
+def _brightest(fc: xr.Dataset) -> int:
+    """The start whose last lead has the most sun."""
+    return int(fc["ssrd"].isel(lead_time=-1, member=0).mean(["latitude", "longitude"]).argmax())
+
+
+def draw_spectra(power: xr.Dataset, file: Path) -> None:
+    """Power of each variable by wavelength."""
+    plt = _pyplot()
+    figure, panels = plt.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
+    whole = power.isel(wavenumber=power["complete"].values)
+    for panel, name in zip(panels.flat, OUTPUTS, strict=False):
+        for color, system in zip(("k", "C0", "C1", "C2", "C3"), whole["system"].values.tolist(), strict=True):
+            line = whole[name].sel(system=system)
+            if np.isfinite(line).all():  # cloud and radiation are not interpolated
+                panel.loglog(whole["wavelength"], line, label=system, color=color)
+        panel.invert_xaxis()
+        panel.set(title=name, xlabel="wavelength (km)")
+    panels[1, 3].axis("off")
+    panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+    figure.savefig(file, dpi=70)
+    plt.close(figure)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
 
 
 def main() -> None:
@@ -172,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=tuple(TASKS))
     options_of(parser)
+    parser.add_argument("--figures", type=Path, help="folder for pictures")
     options = parser.parse_args()
     score(options.name, options)
 
