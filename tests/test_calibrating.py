@@ -50,6 +50,17 @@ def test_members_that_go_astray_together_get_the_factor_of_the_lowest_crps(model
     assert all(crps(factors[2]) <= crps(factor) + 1e-3 for factor in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0))
 
 
+def test_members_that_mend_most_of_the_error_are_calibrated(model):
+    """The error of the regression is mostly one that all members undo; their spread around that is made to fit the rest."""
+    random = np.random.default_rng(2)
+    known = 5.0 * random.normal(size=(4000, 1, 3))
+    residual = known + 2.0 * random.normal(size=(4000, 6, 3))
+    found = _Errors((known + random.normal(size=(4000, 1, 3)))[:, 0], residual)
+    factors = _factors(found, model)
+    np.testing.assert_allclose(found.scores(factors)["spread_skill"], 1.0, rtol=1e-5)
+    assert (factors < 1).all()
+
+
 def test_scores_by_hand():
     one = _Errors(np.array([[0.6]]), np.array([[[-1.0], [2.0]]])).scores(np.ones(1))
     # the truth lies between the two members

@@ -206,8 +206,9 @@ def _factors(found: _Errors, model: Downscaler) -> np.ndarray:
         raise InputError("nothing was calibrated", [f"{problem}; train the diffusion longer"])
     a = variance * (count + 1) / count - np.square(middle).mean(0)
     b, c = (found.error * middle).mean(0), np.square(found.error).mean(0)
-    astray = a <= 0  # what the members have in common is larger than what they differ by, at any factor
-    factor = (-b + np.sqrt(b**2 + np.abs(a) * c)) / np.where(astray, 1.0, a)
+    root = b**2 + a * c
+    astray = (root < 0) | (b + np.sqrt(np.maximum(root, 0)) <= 0)  # the members miss together by more than they differ
+    factor = c / np.where(astray, 1.0, b + np.sqrt(np.maximum(root, 0)))
     if astray.any():
         log.warning("spread does not reach the error: %s; the factor with the lowest CRPS is taken", ", ".join(names[astray]))
         crps = np.stack([found.scores(np.full(names.size, each))["crps"] for each in _TRIED])
