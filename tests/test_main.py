@@ -63,4 +63,4 @@ def test_demo_leaves_a_forecast_and_a_map(tmp_path, capsys):
     fc = xr.open_dataset(tmp_path / "output" / "forecast.nc")
     assert fc.sizes["lead_time"] == 48
     assert (tmp_path / "output" / "forecast.png").stat().st_size > 50_000
-    assert "48-hour regional forecast by twin-ea-small" in capsys.readouterr().out
+    assert "48-hour regional forecast by hengduan-0p05" in capsys.readouterr().out

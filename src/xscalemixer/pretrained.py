@@ -25,7 +25,7 @@ from xscalemixer.regional import RegionalForecaster
 
 __all__ = ["DEFAULT", "card", "fetch", "load", "models", "save"]
 
-DEFAULT = "twin-ea-small"
+DEFAULT = "hengduan-0p05"
 FILES = ("model.json", "weights.safetensors", "CARD.md")
 CHECKSUMS = "SHA256SUMS"  # the format of coreutils' sha256sum
 KINDS: dict[str, type[Model]] = {each.kind: each for each in (Forecaster, RegionalForecaster, Downscaler)}
