@@ -53,6 +53,16 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
+def pyplot():
+    """matplotlib.pyplot that needs no screen; imported only where pictures are asked for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
 @contextmanager
 def counted(folder: Path) -> Iterator[None]:
     """Add the CPU minutes of what is done to those in the folder, stopped or not."""

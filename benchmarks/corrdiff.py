@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import heads, markdown, unit
+from common import heads, markdown, pyplot, unit
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -191,7 +191,7 @@ def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> 
         "wind speed (m/s)": lambda ds: np.hypot(ds["u10"], ds["v10"]),
         "ssrd (W/m2)": lambda ds: ds["ssrd"] if "ssrd" in ds else np.nan * ds["t2m"],
     }
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.2 * len(shown), 8), layout="constrained")
     for row, (title, field), colors in zip(panels, fields.items(), ("RdYlBu_r", "viridis", "inferno"), strict=True):
         real = field(shown["truth"])
@@ -212,7 +212,7 @@ def _brightest(fc: xr.Dataset) -> int:
 
 def draw_spectra(power: xr.Dataset, file: Path) -> None:
     """Power of each variable by wavelength."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
     whole = power.isel(wavenumber=power["complete"].values)
     for panel, name in zip(panels.flat, OUTPUTS, strict=False):
@@ -226,15 +226,6 @@ def draw_spectra(power: xr.Dataset, file: Path) -> None:
     panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
     figure.savefig(file, dpi=70)
     plt.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import HOUR, heads, markdown, saved, starts_within, unit, within
+from common import HOUR, heads, markdown, pyplot, saved, starts_within, unit, within
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -134,7 +134,7 @@ def seams(fc: xr.Dataset, truth: xr.Dataset) -> str:
 
 def draw_curves(by_lead: xr.Dataset, folder: Path) -> None:
     """RMSE by lead time."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, panels = plt.subplots(2, 4, figsize=(16, 6.4), layout="constrained")
     for panel, name in zip(panels.flat, VARIABLES, strict=False):
         for model in by_lead["model"].values.tolist():
@@ -150,7 +150,7 @@ def draw_curves(by_lead: xr.Dataset, folder: Path) -> None:
 
 def draw_spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path) -> None:
     """Power of t2m and of the wind by wavelength, mean over starts and leads of 24 hours, down to the grid scale."""
-    plt = _pyplot()
+    plt = pyplot()
     shown = {name: fc[["t2m", "u10", "v10"]].isel(lead_time=slice(2, 24, 3)).load() for name, fc in systems.items()}
     spectra = {"truth": truth[["t2m", "u10", "v10"]], **{name: fc for name, fc in shown.items() if "persistence" not in name}}
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -171,7 +171,7 @@ def draw_spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path
 
 def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, init: np.datetime64, folder: Path, lead: int = 24) -> None:
     """One hour of t2m, wind speed and radiation: the truth, the model and the simpler ways."""
-    plt = _pyplot()
+    plt = pyplot()
     shown = {"truth": truth.sel(time=init + lead * HOUR)}
     shown |= {n: fc.sel(reference_time=init, lead_time=lead).load() for n, fc in systems.items() if "persistence" not in n}
     fields = {
@@ -192,15 +192,6 @@ def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, init: np.dateti
     figure.suptitle(f"{str(init)[:13]} UTC + {lead} h, held-out world B (twin experiment)")
     figure.savefig(folder / "hengduan_maps.png", dpi=60)
     plt.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
 
 
 # ---------------------------------------------------------------------------------------------------------- a real state

@@ -40,7 +40,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import xarray as xr
-from common import HOUR, cost, counted, markdown, saved, starts_within
+from common import HOUR, cost, counted, markdown, pyplot, saved, starts_within
 
 import xscalemixer as xsm
 from xscalemixer.moving_shapes import CHANNELS, MovingShapes
@@ -338,13 +338,9 @@ def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
 
 def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) -> None:
     """Which variable (rows) listens to which (columns), mean over starts and heads, one panel for each block."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     from xscalemixer.starting import prepare
 
+    plt = pyplot()
     folder.mkdir(parents=True, exist_ok=True)
     states = [prepare(region, model, init_time=time)[0].state for time in init[::4]]
     with torch.inference_mode():

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from common import HOUR, cost, counted, heads, markdown, note, saved, starts_within, unit, within
+from common import HOUR, cost, counted, heads, markdown, note, pyplot, saved, starts_within, unit, within
 
 import xscalemixer as xsm
 from xscalemixer.nn.scalemixer import CoupledModel
@@ -414,9 +414,6 @@ def _rolled(tree: xr.DataTree, model: xsm.Forecaster, truth: bool) -> list[str]:
 
 def draw(by_lead: xr.Dataset, store: Path, tree: xr.DataTree, networks: dict, folder: Path) -> None:
     """Curves of each variable, scorecard, bias, key positions over a cyclone, and how the keys were learned."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     means = xr.concat(
         [by_lead.sel(model=models).mean("model").assign_coords(model=system) for system, models in by_system(by_lead).items()],
@@ -437,8 +434,7 @@ SHOWN = (BEST, "C one-way", "B fixed keys", "LAM", "OneForecast", "D regional on
 
 def draw_curves(means: xr.Dataset, folder: Path) -> None:
     """RMSE and ACC of each variable by lead time, one picture each."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     shown = [name for name in SHOWN if name in means["model"].values]
     for name in VARIABLES:
         words, scale = unit(name)
@@ -458,8 +454,7 @@ def draw_curves(means: xr.Dataset, folder: Path) -> None:
 
 def draw_bias(means: xr.Dataset, folder: Path) -> None:
     """Mean error of ScaleMixer by lead time, in units of its RMSE at 48 h."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, panel = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for name in VARIABLES:
         own = means[name].sel(model=BEST)
@@ -474,8 +469,7 @@ def draw_bias(means: xr.Dataset, folder: Path) -> None:
 
 def draw_learning(folders: dict[str, Path], folder: Path) -> None:
     """Gradient of the score network and entropy of its choice over training."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     figure, panels = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for name, place in folders.items():
         done, rows = 0, []
@@ -495,8 +489,7 @@ def draw_learning(folders: dict[str, Path], folder: Path) -> None:
 
 def draw_keys(tree: xr.DataTree, model: Path, folder: Path) -> None:
     """Where the network looks while the deepest low of the held-out weather is in the region."""
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     time, anomaly = deepest_low(tree)
     keys = xsm.key_positions(tree, model=model, init_time=time)
     figure, panels = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=(1.5, 1))

@@ -17,11 +17,6 @@ def fc():
     return xsm.sample().scalemixer.forecast(48, model=NAME, diagnose=True).isel(reference_time=0).load()
 
 
-def steep(field):
-    """Root mean square difference of neighbours, west to east."""
-    return float(np.sqrt((field.diff("longitude") ** 2).mean()))
-
-
 def lapse(temperature, height):
     """K per km beside a linear change with latitude and longitude."""
     lat, lon = xr.broadcast(height["latitude"], height["longitude"])

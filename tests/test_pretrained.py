@@ -174,7 +174,7 @@ def test_save_does_not_overwrite(folder):
 
 
 def test_unknown_name_lists_what_there_is():
-    with pytest.raises(CheckpointError, match=f"(?s)no model 'twin-eb-small'.*Is it '{pretrained.DEFAULT}'. Known models: "):
+    with pytest.raises(CheckpointError, match="(?s)no model 'twin-eb-small'.*Is it 'twin-ea-small'. Known models: "):
         xsm.load("twin-eb-small")
     with pytest.raises(CheckpointError, match=rf"1\. Known models: .*{pretrained.DEFAULT}"):
         xsm.load("nothing like it")
