@@ -204,8 +204,11 @@ def downscaler_of(model: str | PathLike | Downscaler | None, forecast: bool = Fa
         If it is no model that downscales; CheckpointError if there is none of that name.
     """
     if model is None and DEFAULTS[forecast] not in models():
+        what = "downscaling forecasts" if forecast else "downscaling"
         fix = "train one: xsm.train(xsm.CorrDiffConfig(...), pair), see docs/corrdiff.md, and pass model="
-        raise CheckpointError("nothing was downscaled", [f"no weights for downscaling come with this version; {fix}"])
+        if forecast and DEFAULTS[False] in models():
+            fix = f'model="{DEFAULTS[False]}" takes its fields for analyses; for the errors of forecasts {fix}'
+        raise CheckpointError("nothing was downscaled", [f"no weights for {what} come with this version; {fix}"])
     found = any_model_of(model, DEFAULTS[forecast], "downscale")
     if isinstance(found, Downscaler):
         return found
