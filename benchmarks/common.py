@@ -63,6 +63,27 @@ def pyplot():
     return plt
 
 
+def draw_fields(shown: dict[str, xr.Dataset], title: str, file: Path) -> None:
+    """Maps of temperature, wind speed and radiation (rows) of each dataset, on the scales of ``shown["truth"]``."""
+    fields = {
+        "t2m (°C)": ("RdYlBu_r", lambda ds: ds["t2m"] - 273.15),
+        "wind speed (m/s)": ("viridis", lambda ds: np.hypot(ds["u10"], ds["v10"])),
+        "ssrd (W/m2)": ("inferno", lambda ds: ds["ssrd"] if "ssrd" in ds else np.nan * ds["t2m"]),
+    }
+    plt = pyplot()
+    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.4 * len(shown), 9), layout="constrained")
+    for row, (words, (colors, field)) in zip(panels, fields.items(), strict=True):
+        real = field(shown["truth"])
+        scale = {"vmin": float(real.min()), "vmax": float(real.max()), "cmap": colors}
+        for panel, (name, ds) in zip(row, shown.items(), strict=True):
+            mesh = panel.pcolormesh(ds["longitude"], ds["latitude"], field(ds).squeeze(), **scale)
+            panel.set(title=name, xticks=[], yticks=[], aspect=1 / np.cos(np.deg2rad(float(ds["latitude"].mean()))))
+        figure.colorbar(mesh, ax=row, label=words)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=60)
+    plt.close(figure)
+
+
 @contextmanager
 def counted(folder: Path) -> Iterator[None]:
     """Add the CPU minutes of what is done to those in the folder, stopped or not."""

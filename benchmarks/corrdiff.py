@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import heads, markdown, pyplot, unit
+from common import draw_fields, heads, markdown, pyplot, unit
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -117,7 +117,7 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     ratio = [f"{crps / mae:.2f}" if mae else "-" for crps, mae in pairs]  # at night there is no error of radiation
     paper = [str(PAPER.get(v, "-")) for v in OUTPUTS]
     parts.append(markdown([["CRPS / MAE of the regression", *OUTPUTS], ["here", *ratio], ["paper, Taiwan", *paper]]))
-    if "lead_time" in systems["CorrDiff"].dims and systems["CorrDiff"].sizes["lead_time"] > 1:
+    if systems["CorrDiff"].sizes["lead_time"] > 1:
         leads = xsm.score(systems["CorrDiff"], truth, variables=OUTPUTS, metrics=["spread", "crps", "spread_skill"], draws=1)
         lines = [["spread by lead time", *(f"{h} h" for h in leads["lead_time"].values)]]
         lines += [[v, *(f"{x:.3g}" for x in leads[v].sel(metric="spread").values * unit(v)[1])] for v in OUTPUTS]
@@ -158,7 +158,7 @@ def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> tuple[str, xr.
     schema = Schema.of(*OUTPUTS)
     fine, _ = conform(truth, schema)
     one = systems["CorrDiff"]
-    times = np.unique((one["reference_time"] + one["lead_time"] * HOUR).values) if "lead_time" in one.dims else one["time"].values
+    times = np.unique((one["reference_time"] + one["lead_time"] * HOUR).values)
     known = power_spectrum(fine[list(OUTPUTS)].sel(time=times)).mean("time")
     lines, kept = [["variance of short waves, over the truth", *OUTPUTS]], {"truth": known}
     for name, ds in systems.items():
@@ -184,25 +184,8 @@ def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> 
     valid = noon["reference_time"].values + int(noon["lead_time"]) * HOUR
     shown = {name: systems[name].sel(noon) for name in ("bilinear", "regression")}
     shown |= {f"member {i}": members.sel(noon).isel(member=i) for i in (0, 1)}
-    canonical, _ = conform(truth.sel(time=valid), Schema.of(*OUTPUTS))
-    shown["truth"] = canonical
-    fields = {
-        "t2m (°C)": lambda ds: ds["t2m"] - 273.15,
-        "wind speed (m/s)": lambda ds: np.hypot(ds["u10"], ds["v10"]),
-        "ssrd (W/m2)": lambda ds: ds["ssrd"] if "ssrd" in ds else np.nan * ds["t2m"],
-    }
-    plt = pyplot()
-    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.2 * len(shown), 8), layout="constrained")
-    for row, (title, field), colors in zip(panels, fields.items(), ("RdYlBu_r", "viridis", "inferno"), strict=True):
-        real = field(shown["truth"])
-        scale = {"vmin": float(real.min()), "vmax": float(real.max()), "cmap": colors}
-        for panel, (label, ds) in zip(row, shown.items(), strict=True):
-            mesh = panel.pcolormesh(ds["longitude"], ds["latitude"], field(ds).squeeze(), **scale)
-            panel.set(title=label, xticks=[], yticks=[])
-        figure.colorbar(mesh, ax=row, label=title)
-    figure.suptitle(f"{str(valid)[:13]} UTC")
-    figure.savefig(file, dpi=60)
-    plt.close(figure)
+    shown["truth"], _ = conform(truth.sel(time=valid), Schema.of(*OUTPUTS))
+    draw_fields(shown, f"{str(valid)[:13]} UTC", file)
 
 
 def _brightest(fc: xr.Dataset) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from common import HOUR, heads, markdown, pyplot, saved, starts_within, unit, within
+from common import HOUR, draw_fields, heads, markdown, pyplot, saved, starts_within, unit, within
 
 import xscalemixer as xsm
 from xscalemixer.conform import conform
@@ -171,27 +171,10 @@ def draw_spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset, folder: Path
 
 def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, init: np.datetime64, folder: Path, lead: int = 24) -> None:
     """One hour of t2m, wind speed and radiation: the truth, the model and the simpler ways."""
-    plt = pyplot()
     shown = {"truth": truth.sel(time=init + lead * HOUR)}
     shown |= {n: fc.sel(reference_time=init, lead_time=lead).load() for n, fc in systems.items() if "persistence" not in n}
-    fields = {
-        "t2m (°C)": lambda ds: ds["t2m"] - 273.15,
-        "wind speed (m/s)": lambda ds: np.hypot(ds["u10"], ds["v10"]),
-        "ssrd (W/m2)": lambda ds: ds["ssrd"],
-    }
-    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.4 * len(shown), 9), layout="constrained")
-    for row, ((title, field), colors) in zip(
-        panels, zip(fields.items(), ("RdYlBu_r", "viridis", "inferno"), strict=True), strict=True
-    ):
-        real = field(shown["truth"])
-        scale = {"vmin": float(real.min()), "vmax": float(real.max()), "cmap": colors}
-        for panel, (name, ds) in zip(row, shown.items(), strict=True):
-            mesh = panel.pcolormesh(ds["longitude"], ds["latitude"], field(ds), **scale)
-            panel.set(title=name, aspect=1.15, xticks=[], yticks=[])
-        figure.colorbar(mesh, ax=row, label=title)
-    figure.suptitle(f"{str(init)[:13]} UTC + {lead} h, held-out world B (twin experiment)")
-    figure.savefig(folder / "hengduan_maps.png", dpi=60)
-    plt.close(figure)
+    title = f"{str(init)[:13]} UTC + {lead} h, held-out world B (twin experiment)"
+    draw_fields(shown, title, folder / "hengduan_maps.png")
 
 
 # ---------------------------------------------------------------------------------------------------------- a real state

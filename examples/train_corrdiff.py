@@ -132,7 +132,7 @@ def hrrr(options: argparse.Namespace) -> Task:
     periods = {"train": train, "validation": (("2018-07-22T20", "2018-07-23T01"),), "test": test}
     what = "An example: from means over 30 km to 3 km in a part of Idaho, learned from 29 hours of HRRR analyses; no other use."
     few = {"patch": (16, 16), "patches": 6}  # 29 hours are learned by heart as whole fields
-    return Task(what, pair, {"inputs": NEAR_GROUND, **few, **periods}, test, NEAR_GROUND, shares=(0.25, 0.25))
+    return Task(what, pair, {"inputs": NEAR_GROUND, **few, **periods}, test, NEAR_GROUND, shares=(0.25, 0.6))
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], Task]] = {

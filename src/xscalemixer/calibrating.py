@@ -27,7 +27,7 @@ __all__ = ["calibrate"]
 
 _CELLS = 4096  # cells of a sample that are looked at, at most
 _CHURN = (0.0, 10.0, 40.0)
-_TRIED = np.geomspace(0.1, 10.0, 33)
+_TRIED = np.geomspace(0.1, 10.0, 33)  # factors, where spread cannot be made to equal the error
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,9 @@ def calibrate(
 
     The residual of each channel is scaled by the one factor with which the spread of the members equals the error of their mean:
     with error :math:`e` of the regression, residuals :math:`r_i`, their mean :math:`\bar r` and variance :math:`V` (means over
-    samples and cells), it is the positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`, or,
-    where no factor does that, the one with the lowest CRPS. Of several solvers the one with the lowest fair CRPS after that, as
-    a mean over channels of its ratio to the first solver's, is kept.
+    samples and cells), it is the least positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`,
+    or, where no factor does that, the one with the lowest CRPS. Of several solvers the one with the lowest fair CRPS after that
+    is kept: the mean over channels of the ratio to the first solver's.
 
     Parameters
     ----------
@@ -207,8 +207,9 @@ def _factors(found: _Errors, model: Downscaler) -> np.ndarray:
     a = variance * (count + 1) / count - np.square(middle).mean(0)
     b, c = (found.error * middle).mean(0), np.square(found.error).mean(0)
     root = b**2 + a * c
-    astray = (root < 0) | (b + np.sqrt(np.maximum(root, 0)) <= 0)  # the members miss together by more than they differ
-    factor = c / np.where(astray, 1.0, b + np.sqrt(np.maximum(root, 0)))
+    divisor = b + np.sqrt(np.maximum(root, 0))
+    astray = (root < 0) | (divisor <= 0)  # the members miss together by more than they differ
+    factor = c / np.where(astray, 1.0, divisor)
     if astray.any():
         log.warning("spread does not reach the error: %s; the factor with the lowest CRPS is taken", ", ".join(names[astray]))
         crps = np.stack([found.scores(np.full(names.size, each))["crps"] for each in _TRIED])
