@@ -29,7 +29,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def chain():
-    tree = xr.DataTree.from_dict({"/input": forecasts(4), "/target": pair(48)["target"].to_dataset()})
+    tree = xr.DataTree.from_dict({"/input": forecasts(4).assign_attrs(model="first"), "/target": pair(48)["target"].to_dataset()})
     found = xsm.train(config(inputs=("t2m", "u10")), tree, min_samples=1, workers=1)
     found.solver = FEW
     return found
@@ -280,6 +280,16 @@ def test_the_lead_time_is_told(chain, caplog):
     torch.testing.assert_close(late - early, torch.tensor([0, 0, 0, 0, 11 / 24]))
     xsm.downscale(forecasts(1, 14).isel(lead_time=[13]), "mean", model=chain)
     assert "lead_time: 14 to 14 h, where the model was trained on 1 to 12 h" in caplog.text
+
+
+def test_it_knows_whose_errors_it_learned(chain, caplog):
+    fc = forecasts(1, 2)
+    xsm.downscale(fc.assign_attrs(model="first"), "mean", model=chain)
+    assert "forecasts of" not in caplog.text
+    xsm.downscale(fc, "mean", model=chain)
+    assert "forecasts of an unknown model; 'tiny' learned the errors of those of first" in caplog.text
+    with pytest.raises(GridError, match=r'lies outside the data.*forecast\(hours=48, model="first"\)'):
+        xsm.downscale(fc.assign_attrs(model="second").sel(latitude=slice(10, -80)), 1, model=chain)
 
 
 def test_pair_of_forecasts_and_truth(caplog):

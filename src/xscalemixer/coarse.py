@@ -19,6 +19,7 @@ from xscalemixer.variables import Schema
 
 __all__ = ["Coarse", "Interpolated"]
 
+_COVER = "Give data that cover it, or choose another model"
 _HELD = 2**30  # bytes of coarse fields that are read at once and kept
 
 
@@ -37,6 +38,8 @@ class Coarse:
         It is a forecast.
     west_negative : bool
         Longitudes are counted from -180 to 180 degrees.
+    origin : str
+        Name of the model that made the forecast; empty where its attributes do not tell.
     """
 
     ds: xr.Dataset
@@ -45,6 +48,7 @@ class Coarse:
     lead: np.ndarray
     forecast: bool
     west_negative: bool
+    origin: str = ""
 
     @classmethod
     def of(
@@ -84,21 +88,22 @@ class Coarse:
         starts = [part["reference_time"].values[0] for part in parts] if forecast else []
         reference = np.repeat(starts, [piece.sizes["time"] for piece in pieces]).astype(time.dtype) if forecast else time
         lead = ((time - reference) / HOUR).astype("int64")
-        return cls(whole, schema, reference, lead, forecast, bool((whole["longitude"] < 0).any()))
+        origin = str(ds.attrs.get("model", "")) if forecast else ""
+        return cls(whole, schema, reference, lead, forecast, bool((whole["longitude"] < 0).any()), origin)
 
     @property
     def time(self) -> np.ndarray:
         """Valid times, shape (N,)."""
         return self.ds["time"].values.astype("datetime64[ns]")
 
-    def on(self, grid: Grid, report: Report, what: str) -> Coarse | None:
-        """The same on another grid, lazily; None where it does not cover that, with the problem in the report."""
+    def on(self, grid: Grid, report: Report, what: str, fix: str = _COVER) -> Coarse | None:
+        """The same on another grid, lazily; None where it does not cover that, with the problem and its remedy in the report."""
         source = grid_of(self.ds)
         if source == grid:
             return self
         if isinstance(source, Grid) and (share := source.outside(grid)) > 0:
             found = f"{100 * share:.0f} % of the grid that the model reads lies outside the data ({source})"
-            report.error(what, found, f"{grid}", "Give data that cover it, or choose another model", kind=GridError)
+            report.error(what, found, f"{grid}", fix, kind=GridError)
             return None
         names = list(self.schema.names)
         moved = regrid(self.ds[names], grid)
@@ -108,7 +113,7 @@ class Coarse:
             holes = float(probe.isnull().mean())
             if holes:
                 found = f"{100 * holes:.0f} % of the grid that the model reads lies outside the data ({source})"
-                report.error(what, found, f"{grid}", "Give data that cover it", kind=GridError)
+                report.error(what, found, f"{grid}", fix, kind=GridError)
                 return None
         return replace(self, ds=moved)
 

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from xscalemixer.coarse import Coarse, Interpolated
-from xscalemixer.conform import valid_times
+from xscalemixer.conform import require_dataset, valid_times
 from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, TimeError
 from xscalemixer.layouts import is_forecast, to_forecast
@@ -115,13 +115,14 @@ def downscale(
     """
     settings = _Settings.of(members, seed, solver, coherence, together, patch)
     require_store(to, resume or overwrite)
-    model = downscaler_of(model, is_forecast(ds) if isinstance(ds, xr.Dataset) else False)
+    require_dataset(ds)
+    model = downscaler_of(model, forecast=is_forecast(ds))
+    model.require_lead(is_forecast(ds), "nothing was downscaled")
     report = Report(f"input for {model.name!r}")
     coarse = Coarse.of(ds, model.coarse.schema, report, "input", rh_phase=rh_phase)
-    coarse = None if coarse is None else coarse.on(model.coarse.grid, report, "input")
+    coarse = None if coarse is None else _on_grid(coarse, model, report)
     report.raise_errors("nothing was downscaled")
     coarse = cast("Coarse", coarse)
-    model.require_lead(coarse.forecast, "nothing was downscaled")
     stats = None if source is None else _stats_of(source, model, report, rh_phase)
     model.to(device_of(device))
     job = _Job(model, coarse, coarse.values(), settings, stats)
@@ -494,6 +495,17 @@ def _stream(job: _Job, describe: _Description, digest: str, to, *, resume: bool,
             store.write(blocks[place], describe.block(channels))
         store.finish()
     return xr.open_zarr(to)
+
+
+def _on_grid(coarse: Coarse, model: Downscaler, report: Report) -> Coarse | None:
+    """On the grid that the model reads; forecasts of another model than it learned from are told."""
+    known = model.about.get("forecasts_of", coarse.origin)
+    if coarse.origin == known:
+        return coarse.on(model.coarse.grid, report, "input")
+    fix = f'Give those that it knows: ds.scalemixer.forecast(hours=48, model="{known}")'
+    found = f"forecasts of {coarse.origin or 'an unknown model'}; {model.name!r} learned the errors of those of {known}"
+    report.warn("input", found, fix)
+    return coarse.on(model.coarse.grid, report, "input", f"{fix}; or choose another model")
 
 
 def _stats_of(source: xr.Dataset, model: Downscaler, report: Report, rh_phase: str | None) -> Stats:

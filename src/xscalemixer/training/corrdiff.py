@@ -65,6 +65,8 @@ class Pairs:
         See `state.statics_of`.
     grids : (Grid, Grid)
         Coarse and fine.
+    origin : str
+        Name of the model that made the forecasts; empty where it is not known.
     """
 
     inputs: Fields
@@ -76,6 +78,7 @@ class Pairs:
     forecast: bool
     statics: np.ndarray
     grids: tuple[Grid, Grid]
+    origin: str
 
     @classmethod
     def of(
@@ -139,6 +142,7 @@ class Pairs:
             coarse.forecast,
             statics_of(target, statics),
             (grid, fine),
+            coarse.origin,
         )
 
     def within(self, periods: Iterable[tuple]) -> np.ndarray:
@@ -296,8 +300,17 @@ class CoarseToFine:
         network = CorrDiff(_network(config, pairs, (coarse.schema, fine.schema)))
         network.regression.match(*(Normalizer(*branch.stats.arrays(branch.schema)) for branch in (coarse, fine)))
         leads = (int(pairs.lead.min()), int(pairs.lead.max())) if pairs.forecast else None
+        about = {"forecasts_of": pairs.origin} if pairs.origin else {}
         model = Downscaler(
-            config.name, network, coarse, fine, data.extremes, calendar=config.calendar, leads=leads, patch=config.patch
+            config.name,
+            network,
+            coarse,
+            fine,
+            data.extremes,
+            calendar=config.calendar,
+            leads=leads,
+            patch=config.patch,
+            about=about,
         )
         model.domain.statics.copy_(torch.from_numpy(pairs.statics))
         return model
