@@ -22,6 +22,7 @@ import xscalemixer as xsm
 from xscalemixer.conform import conform
 from xscalemixer.variables import Schema
 from xscalemixer.verification import power_spectrum, quantiles, rank_histogram
+from xscalemixer.verification.bootstrap import resampled_counts, segment_lengths, widening
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, folder_of, options_of, trained
@@ -30,6 +31,8 @@ PAPER = {"radar": 0.69, "t2m": 0.58, "u10": 0.64, "v10": 0.62}  # CRPS over MAE,
 MEMBERS = {"smoke": 2, "cpu": 8, "gpu": 32}
 SCORED_LEADS = (12, 24, 36, 48)
 TAIL = 0.999
+DAY = 4  # starts, six hours apart: a block of the resamples
+RAW = "CorrDiff, not calibrated"
 
 
 def score(name: str, options: argparse.Namespace) -> None:
@@ -38,22 +41,25 @@ def score(name: str, options: argparse.Namespace) -> None:
     source, truth = held_out(task, options), task.pair["target"].to_dataset()
     run = {"device": SETTINGS[options.setting].device}
     raw, fitted = trained(name, task, options)
+    before = "ScaleMixer" if "reference_time" in source.dims else "bilinear"
     systems = {
-        "bilinear": at_lead_zero(bilinear(source, xsm.load(fitted), task.shared)),
+        before: at_lead_zero(on_fine_grid(source, xsm.load(fitted), task.shared)),
         "regression": at_lead_zero(xsm.downscale(source, "mean", model=fitted, **run)),
     }
     count = MEMBERS[options.setting]  # half of them are enough to measure a spread; fair scores do not depend on their number
-    for label, model, members in (("CorrDiff, not calibrated", raw, max(2, count // 2)), ("CorrDiff", fitted, count)):
+    for label, model, members in ((RAW, raw, max(2, count // 2)), ("CorrDiff", fitted, count)):
         store = folder / f"{model.name}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
         systems[label] = at_lead_zero(xsm.downscale(source, members, model=model, **more))
     lines, power = spectra(systems, truth)
-    text = [tables(systems, truth), tails(systems, truth), ranks(systems, truth), lines]
+    text = [tables(systems, truth), by_lead(systems["CorrDiff"], truth), tails(systems, truth), ranks(systems, truth), lines]
+    text = [part for part in text if part]
     (folder / "tables.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     sys.stdout.write("\n\n".join(text) + "\n")
     if options.figures:
         stem = name.replace("-", "_")
         draw_maps(systems, truth, options.figures / f"{stem}_maps.png")
+        draw_ranks(systems, truth, options.figures / f"{stem}_ranks.png")
         draw_spectra(power, options.figures / f"{stem}_spectra.png")
 
 
@@ -71,8 +77,8 @@ def held_out(task: Task, options: argparse.Namespace) -> xr.Dataset:
     return ds.isel({axis: chosen[:2] if options.setting == "smoke" else chosen})
 
 
-def bilinear(source: xr.Dataset, model, channels: tuple[str, ...]) -> xr.Dataset:
-    """The input on the fine grid."""
+def on_fine_grid(source: xr.Dataset, model, channels: tuple[str, ...]) -> xr.Dataset:
+    """The input, interpolated; a forecast is there already."""
     grid = model.fine.grid
     if "reference_time" in source.dims:
         return source[list(channels)]
@@ -92,17 +98,17 @@ def at_lead_zero(ds: xr.Dataset) -> xr.Dataset:
 
 
 def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
-    """MAE and fair CRPS of every system, and the ratio of CRPS to the MAE of the regression beside the paper's."""
+    """MAE and fair CRPS of every system, and the ratio of CRPS to the MAE of those without members, beside the paper's."""
     rows = {name: {} for name in systems}
     for name, ds in systems.items():
         shown = [v for v in OUTPUTS if v in ds]
         ensemble = "member" in ds.dims
-        metrics = ["mae", "crps", "spread_skill"] if ensemble else ["mae"]
+        metrics = ["mae", "crps_fair", "spread_skill"] if ensemble else ["mae"]
         found = xsm.score(ds, truth, variables=shown, metrics=metrics, by=("variable",), draws=1)
         for v in shown:
             scale = unit(v)[1]
             mae = float(found[v].sel(metric="mae")) * scale
-            crps = float(found[v].sel(metric="crps")) * scale if ensemble else mae
+            crps = float(found[v].sel(metric="crps_fair")) * scale if ensemble else mae
             rows[name][v] = (mae, crps, float(found[v].sel(metric="spread_skill")) if ensemble else np.nan)
     names = heads(OUTPUTS)
     parts = []
@@ -113,16 +119,43 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
             for name, row in rows.items()
         ]
         parts.append(markdown(lines))
-    pairs = [(rows["CorrDiff"][v][1], rows["regression"][v][0]) for v in OUTPUTS]
-    ratio = [f"{crps / mae:.2f}" if mae else "-" for crps, mae in pairs]  # at night there is no error of radiation
-    paper = [str(PAPER.get(v, "-")) for v in OUTPUTS]
-    parts.append(markdown([["CRPS / MAE of the regression", *OUTPUTS], ["here", *ratio], ["paper, Taiwan", *paper]]))
-    if systems["CorrDiff"].sizes["lead_time"] > 1:
-        leads = xsm.score(systems["CorrDiff"], truth, variables=OUTPUTS, metrics=["spread", "crps", "spread_skill"], draws=1)
-        lines = [["spread by lead time", *(f"{h} h" for h in leads["lead_time"].values)]]
-        lines += [[v, *(f"{x:.3g}" for x in leads[v].sel(metric="spread").values * unit(v)[1])] for v in OUTPUTS]
-        parts.append(markdown(lines))
+    lines = [["CRPS of CorrDiff / MAE of", *OUTPUTS]]
+    lines += [[name, *ratios(systems["CorrDiff"], ds, truth)] for name, ds in systems.items() if "member" not in ds.dims]
+    parts.append(markdown([*lines, ["paper, Taiwan: regression", *(str(PAPER.get(v, "-")) for v in OUTPUTS)]]))
     return "\n\n".join(parts)
+
+
+def ratios(members: xr.Dataset, other: xr.Dataset, truth: xr.Dataset) -> list[str]:
+    """CRPS of members over the MAE of a forecast; with a 95 % interval where the starts make three blocks or more."""
+    shown, starts = [v for v in OUTPUTS if v in other], members["reference_time"].values
+    sums = []
+    for ds, metric in ((members, "crps_fair"), (other, "mae")):
+        found = xsm.score(ds, truth, variables=shown, metrics=[metric], by=("variable", "reference_time"), draws=1)
+        sums.append(found.sel(metric=metric))
+    lengths = segment_lengths(starts)
+    blocks = float(np.maximum(1.0, lengths / DAY).sum())
+    counts = resampled_counts(lengths, 1000, DAY, 0).values
+    cells = {}
+    for v in shown:
+        crps, mae = (part[v].values for part in sums)
+        if not mae.sum():  # radiation at night
+            continue
+        value = crps.sum() / mae.sum()
+        low, high = value + widening(blocks) * (np.percentile(counts @ crps / (counts @ mae), (2.5, 97.5)) - value)
+        cells[v] = f"{value:.2f} [{low:.2f}, {high:.2f}]" if blocks >= 3 else f"{value:.2f}"
+    return [cells.get(v, "-") for v in OUTPUTS]
+
+
+def by_lead(members: xr.Dataset, truth: xr.Dataset) -> str:
+    """Spread, and its ratio to the error, by lead time; nothing for analyses."""
+    if members.sizes["lead_time"] == 1:
+        return ""
+    found = xsm.score(members, truth, variables=OUTPUTS, metrics=["spread", "spread_skill"], draws=1)
+    lines = [["spread (over error)", *(f"{h} h" for h in found["lead_time"].values)]]
+    for v, head in zip(OUTPUTS, heads(OUTPUTS), strict=True):
+        spread, skill = found[v].sel(metric="spread").values * unit(v)[1], found[v].sel(metric="spread_skill").values
+        lines.append([head, *(f"{a:.3g} ({b:.2f})" for a, b in zip(spread, skill, strict=True))])
+    return markdown(lines)
 
 
 def tails(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
@@ -182,15 +215,34 @@ def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> 
     members = systems["CorrDiff"]
     noon = {"reference_time": members["reference_time"][_brightest(members)], "lead_time": members["lead_time"][-1]}
     valid = noon["reference_time"].values + int(noon["lead_time"]) * HOUR
-    shown = {name: systems[name].sel(noon) for name in ("bilinear", "regression")}
+    shown = {name: ds.sel(noon) for name, ds in systems.items() if "member" not in ds.dims}
     shown |= {f"member {i}": members.sel(noon).isel(member=i) for i in (0, 1)}
     shown["truth"], _ = conform(truth.sel(time=valid), Schema.of(*OUTPUTS))
     draw_fields(shown, f"{str(valid)[:13]} UTC", file)
 
 
+def draw_ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> None:
+    """How often the truth has each rank among the members, over chance, before and after calibration."""
+    plt = pyplot()
+    figure, panels = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained", sharex=True)
+    for name, color in ((RAW, "C1"), ("CorrDiff", "C0")):
+        found = rank_histogram(systems[name], truth, variables=OUTPUTS).mean("lead_time")
+        edges = np.linspace(0, 1, found.sizes["rank"] + 1)
+        for panel, v in zip(panels.flat, OUTPUTS, strict=False):
+            panel.stairs(found[v] * found.sizes["rank"], edges, label=name, color=color, lw=1.5)
+            panel.axhline(1, color="k", lw=0.5)
+            panel.set(title=v, ylim=(0, None))
+    panels[1, 3].axis("off")
+    panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+    figure.supxlabel("share of the members below the truth")
+    figure.supylabel("frequency, over chance")
+    figure.savefig(file, dpi=70)
+    plt.close(figure)
+
+
 def _brightest(fc: xr.Dataset) -> int:
     """The start whose last lead has the most sun."""
-    return int(fc["ssrd"].isel(lead_time=-1, member=0).mean(["latitude", "longitude"]).argmax())
+    return int(fc["ssrd"].isel(lead_time=-1, member=0).mean(["latitude", "longitude"]).values.argmax())
 
 
 def draw_spectra(power: xr.Dataset, file: Path) -> None:
