@@ -111,9 +111,22 @@ def test_errors_of_a_network_that_knows_nothing_are_one_at_every_level():
     assert sigma.log().std().item() == pytest.approx(1.2, rel=3 / math.sqrt(128))
 
 
-def test_regression_loss_is_the_mean_square():
+def test_regression_loss_is_the_mean_square_in_units_of_the_change():
     a, b = residual(), residual(seed=6)
-    torch.testing.assert_close(Regression.loss(a, b), ((a - b) ** 2).mean())
+    net = build(Regression)
+    torch.testing.assert_close(net.loss(a, b), ((a - b) ** 2).mean((0, 2, 3)))
+    net.change_scale.copy_(torch.tensor([1.0, 0.5, 0.01])[:, None, None])
+    torch.testing.assert_close(net.loss(a, b), ((a - b) ** 2).mean((0, 2, 3)) * torch.tensor([1.0, 4.0, 1e4]))
+
+
+def test_what_the_regression_adds_is_in_units_of_the_change():
+    net, c = build(Regression, replace(TINY, shared=(2, None, 0))), condition()
+    base = c.fields[:, [2, 0]]
+    one = net(c).detach()
+    net.change_scale.copy_(torch.tensor([0.1, 1.0, 2.0])[:, None, None])
+    two = net(c).detach()
+    torch.testing.assert_close(two[:, [0, 2]] - base, (one[:, [0, 2]] - base) * torch.tensor([0.1, 2.0])[:, None, None])
+    assert torch.equal(two[:, 1], one[:, 1])
 
 
 @pytest.mark.parametrize("config", [TINY, FULL])
@@ -121,7 +134,7 @@ def test_gradients_reach_every_parameter(config):
     net, c = CorrDiff(config), condition(config)
     crops = random_crops(c.fields, (8, 12), 3, [torch.Generator().manual_seed(0)])
     target = crops.cut(residual())
-    loss = net.regression.loss(net.regression(c, crops), target) + net.diffusion.loss(residual(), c, crops)
+    loss = net.regression.loss(net.regression(c, crops), target).mean() + net.diffusion.loss(residual(), c, crops)
     loss.backward()
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
 

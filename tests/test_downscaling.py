@@ -40,6 +40,13 @@ def coarse():
     return pair(3)["input"].to_dataset()
 
 
+def truth_of(fc):
+    """Analyses on the grid of a forecast, without constant fields."""
+    times = (fc["reference_time"].values[:, None] + fc["lead_time"].values * HOUR).astype("M8[ns]")
+    ds = fc.isel(reference_time=0).drop_vars(["orog", "lsm", "reference_time"]).rename(lead_time="time")
+    return ds.assign_coords(time=np.unique(times)[: ds.sizes["time"]])
+
+
 def noise(seed, shape=(1, 60, 60)):
     return MemberNoise([seed], shape)()[0]
 
@@ -114,9 +121,27 @@ def test_a_member_is_the_same_alone_and_at_its_time_alone(model, coarse):
     assert (other["t2m"].values != alone["t2m"].values).any()
 
 
-def test_members_together_are_those_alone(model, coarse):
-    alone, together = (xsm.downscale(coarse, 3, model=model, together=n) for n in (1, 3))
+@pytest.mark.parametrize(("patch", "batches"), [(None, {1, 3}), ((16, 16), {1, 3})])
+def test_members_together_are_those_alone(model, coarse, patch, batches):
+    """In calls of several members, or of the patches of several."""
+    seen = set()
+    with model.network.diffusion.register_forward_pre_hook(lambda module, given: seen.add(len(given[0]))):
+        alone, together = (xsm.downscale(coarse, 3, model=model, together=n, patch=patch) for n in (1, 3))
     np.testing.assert_allclose(alone["t2m"], together["t2m"], rtol=1e-5)
+    assert seen == batches
+
+
+def test_patches_together_do_not_take_more_members(model, coarse, monkeypatch):
+    """Memory is that of as many patches as asked for, not of as many members."""
+    monkeypatch.setattr(downscaling, "_is_patch", lambda patch: True)
+    fields, patches = [], []
+    sample = type(model).sample
+    monkeypatch.setattr(
+        type(model), "sample", lambda self, c, seeds, *a, **k: fields.append(len(seeds)) or sample(self, c, seeds, *a, **k)
+    )
+    with model.network.diffusion.register_forward_pre_hook(lambda module, given: patches.append(len(given[0]))):
+        xsm.downscale(coarse.isel(time=[0]), 3, model=model, together=4, patch=(8, 8))  # six patches cover 12 x 16 cells
+    assert fields == [1, 1, 1] and set(patches) == {4, 2}
 
 
 @pytest.mark.parametrize(("hours", "wanted"), [(0, 1.0), (3, math.cos(math.pi / 4)), (6, 0.0), (12, 0.0)])
@@ -131,9 +156,9 @@ def test_shared_noise_and_noise_of_its_own():
     assert len({seeds_of(*key) for key in ((0, 1, 0, 5.0), (0, 1, 0, 6.0), (0, 2, 0, 5.0), (1, 1, 0, 5.0), (0, 1, 9, 5.0))}) == 5
 
 
-@pytest.mark.parametrize(("kept", "calls"), [(0, 9), (2, 5), (3, 3)])
+@pytest.mark.parametrize(("kept", "calls"), [(0, 7), (2, 5), (3, 3)])
 def test_means_are_kept_while_they_fit(model, coarse, monkeypatch, kept, calls):
-    """Three members of three times: those of the first times are made once."""
+    """Three members of three times: those of the first times, of one at least, are made once."""
     made, mean = [], CorrDiff.mean
     monkeypatch.setattr(CorrDiff, "mean", lambda *args, **how: made.append(1) or mean(*args, **how))
     monkeypatch.setattr(downscaling, "_KEPT", kept * 4 * 3 * 12 * 16)
@@ -193,7 +218,12 @@ def test_full_disk(model, coarse, tmp_path, monkeypatch):
         ({"solver": "rk4"}, "solver='rk4'; needed 'heun', 'fast'"),
         ({"coherence": 0}, "coherence=0; needed a positive number of hours"),
         ({"together": 0}, "together=0"),
+        ({"together": True}, "together=True; needed a whole number"),
         ({"patch": (4, 4)}, "both 16 or more"),
+        ({"patch": 64}, r"patch=64; needed whole numbers of rows and columns.*patch=\(256, 256\)"),
+        ({"patch": (16.5, 16)}, r"patch=\(16.5, 16\)"),
+        ({"coherence": "12h"}, "coherence='12h'; needed a positive number of hours"),
+        ({"coherence": np.timedelta64(12, "h")}, "coherence=.*12.*needed a positive number of hours"),
         ({"resume": True}, "add to='run.zarr'"),
     ],
 )
@@ -234,6 +264,36 @@ def test_statistics_of_the_source_remove_its_bias(model, coarse, caplog):
     right = xsm.downscale(coarse, "mean", model=model, source=past)["t2m"]
     np.testing.assert_allclose(xsm.downscale(biased(coarse), "mean", model=model, source=biased(past))["t2m"], right, atol=1e-2)
     assert abs(float((xsm.downscale(biased(coarse), "mean", model=model)["t2m"] - right).mean())) > 1.0
+
+
+def test_a_cold_spell_is_no_bias_beside_the_system_of_training(model, coarse, caplog):
+    """Weeks that were cold in both systems: alone their cold is taken for bias, with both only what they differ by is."""
+    cold = lambda ds: ds.assign(t2m=ds["t2m"] - 8, t=ds["t"] - 8)
+    biased = lambda ds: ds.assign(t2m=ds["t2m"] + 5)
+    reference = pair(18)["input"].to_dataset()
+    wanted = xsm.downscale(cold(coarse), "mean", model=model)["t2m"]
+    both = xsm.downscale(biased(cold(coarse)), "mean", model=model, source=(biased(cold(reference)), cold(reference)))
+    np.testing.assert_allclose(both["t2m"], wanted, atol=1e-2)
+    assert (
+        "mean and standard deviation of 18 fields of the source for those of training: t2m +5 K x 1.00, u10 +0"
+        in both.attrs["assumptions"]
+    )
+    alone = xsm.downscale(cold(coarse), "mean", model=model, source=cold(reference))["t2m"]
+    assert float((alone - wanted).mean()) > 4.0
+
+
+def test_what_is_wrong_with_a_source(model, coarse, caplog):
+    past = pair(18)["input"].to_dataset()
+    later = past.assign_coords(time=past["time"] + np.timedelta64(200, "D"))
+    with pytest.raises(TimeError, match="no time in common"):
+        xsm.downscale(coarse, 1, model=model, source=(past, later))
+    with pytest.raises(InputError, match="source= has 3 datasets"):
+        xsm.downscale(coarse, 1, model=model, source=(past, past, past))
+    xsm.downscale(coarse, "mean", model=model, source=later)
+    assert "source: it has Dec, training had Jun: what seasons differ by would be removed as its bias" in caplog.text
+    caplog.clear()
+    xsm.downscale(coarse.assign(t2m=coarse["t2m"] + 25), "mean", model=model, source=past)
+    assert "standard deviations above the greatest value of training" in caplog.text  # the range of training is asked for with a source too
 
 
 def test_humidity_of_the_source_is_read_like_that_of_the_input(model, coarse, monkeypatch):
@@ -297,6 +357,9 @@ def test_pair_of_forecasts_and_truth(caplog):
     fc = forecasts(2, 6).sel(latitude=slice(52, 36), longitude=slice(76, 100))
     tree = xsm.downscaling_pair(fc, truth, leads=[2, 4])
     assert tree["input"].sizes["lead_time"] == 2 and "orog" not in tree["target"]
+    assert "orog" in xsm.downscaling_pair(forecasts(2, 6), truth_of(forecasts(2, 6)))["target"]
+    for elsewhere in ({"latitude": truth_of(fc)["latitude"].values[::-1]}, {"longitude": truth_of(fc)["longitude"].values + 10}):
+        assert "orog" not in xsm.downscaling_pair(fc, truth_of(fc).assign_coords(elsewhere))["target"]
     seen = forecaster()
     seen.about["trained_on"] = [{"train": [[str(START - HOUR), str(START)]]}]
     xsm.downscaling_pair(fc, truth, model=seen)

@@ -156,6 +156,17 @@ def test_regression_loss_is_the_mean_square_over_channels(data, model):
     assert value.item() == pytest.approx(np.mean([parts[c].item() for c in ("t2m", "u10", "ssrd")]), rel=1e-5)
 
 
+def test_change_of_shared_variables_is_measured(data):
+    """A network that adds nothing has an error of 1 in every channel, as the climate has where the input knows nothing."""
+    fresh = CoarseToFine(config()).fresh(data)
+    data.measure_change(fresh, config().train, Ranks(torch.device("cpu"), 0, 1))
+    every = [data.samples(fresh, config().train)[i] for i in range(18)]
+    whole = {name: torch.stack([each[name] for each in every]) for name in every[0]}
+    _, parts = RegressionObjective(fresh, config()).eval().loss(whole)
+    assert parts["t2m"].item() == pytest.approx(1.0, abs=0.02) and parts["u10"].item() == pytest.approx(1.0, abs=0.02)
+    assert fresh.network.regression.change_scale.flatten()[2] == 1.0  # radiation is made from nothing
+
+
 def test_scale_of_the_residual_is_measured(data, model):
     """What the diffusion learns has the standard deviation that it expects."""
     errors = []

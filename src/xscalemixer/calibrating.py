@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from os import PathLike
 from typing import cast
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from xscalemixer.downscaler import Downscaler, Inputs
-from xscalemixer.downscaling import downscaler_of, seeds_of
+from xscalemixer.downscaling import downscaler_of, seeds_of, solver_of
 from xscalemixer.errors import InputError, TimeError
 from xscalemixer.nn.sampling import SolverConfig
 from xscalemixer.progress import progress_bar
@@ -27,9 +29,9 @@ __all__ = ["calibrate"]
 
 _CELLS = 4096  # cells of a sample that are looked at, at most
 _CHURN = (0.0, 10.0, 40.0)
-_TRIED = np.geomspace(0.1, 10.0, 33)  # factors, where spread cannot be made to equal the error
-
 log = logging.getLogger(__name__)
+
+_TRIED = 2.0 ** (np.arange(-16, 17) / 8)  # factors, 1 among them
 
 
 def calibrate(
@@ -39,18 +41,16 @@ def calibrate(
     *,
     members: int = 8,
     samples: int = 12,
-    solvers: Iterable[SolverConfig] | None = None,
+    solvers: Iterable[str | SolverConfig] | None = None,
     seed: int = 0,
     device: str | None = None,
     progress: bool | None = None,
 ) -> Downscaler:
-    r"""Fit the spread of the members of a CorrDiff model, channel by channel, and choose its solver.
+    """Fit the spread of the members of a CorrDiff model, channel by channel, and choose its solver, by CRPS.
 
-    The residual of each channel is scaled by the one factor with which the spread of the members equals the error of their mean:
-    with error :math:`e` of the regression, residuals :math:`r_i`, their mean :math:`\bar r` and variance :math:`V` (means over
-    samples and cells), it is the least positive root of :math:`a^2 (V (M + 1) / M - E \bar r^2) + 2 a E e \bar r - E e^2 = 0`,
-    or, where no factor does that, the one with the lowest CRPS. Of several solvers the one with the lowest fair CRPS after that
-    is kept: the mean over channels of the ratio to the first solver's.
+    The residual of each channel is scaled by the factor between 1/4 and 4 with which the members, within physical limits, have
+    the lowest fair CRPS; spread then follows from a proper score, which is never worse than before on the same data. Of several
+    solvers the one whose CRPS, over that of the first one, is lowest in the mean over channels is kept.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def calibrate(
     periods : tuple of (start, end), optional
         Default: the validation periods of its training.
     members, samples : int
-        Members per sample, and samples, evenly spread over the periods.
-    solvers : iterable of SolverConfig, optional
+        Members per sample, and samples at random times, evenly spread over the hours of the day.
+    solvers : iterable of "heun", "fast" or SolverConfig, optional
         Default: that of the model, and the same with new noise in each step (churn 10 and 40).
     seed, device, progress
         As for `xscalemixer.downscale`.
@@ -81,36 +81,30 @@ def calibrate(
 
     References
     ----------
-    Fortin et al. 2014, doi:10.1175/JHM-D-14-0008.1 (spread and error); Ferro 2014, doi:10.1002/qj.2270 (fair CRPS).
+    Ferro 2014, doi:10.1002/qj.2270 (fair CRPS); Fortin et al. 2014, doi:10.1175/JHM-D-14-0008.1 (spread and error).
     """
     model = copy.deepcopy(downscaler_of(model))
-    data = _samples(model, tree, periods, members, samples)
+    settings = _Settings.of(members, samples, seed, solvers, model.solver)
+    data = _samples(model, tree, periods)
     model.to(device_of(device))
-    base = replace(model.solver, churn=0.0)
-    tried = (
-        tuple(solvers)
-        if solvers is not None
-        else (model.solver, *(replace(base, churn=c) for c in _CHURN if c != model.solver.churn))
-    )
-    if not tried:
-        raise InputError("nothing was calibrated", ["solvers= is empty; give one SolverConfig or more, or leave it out"])
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(samples, len(data))).round().astype(int)).tolist()
-    measured = dict.fromkeys((*tried, model.solver))  # its own one is what was before, tried or not
+    chosen = _spread_over_hours(data.pairs.time[data.chosen], settings.samples, settings.seed)
+    measured = dict.fromkeys((*settings.solvers, model.solver))  # its own one is what was before, tried or not
     with progress_bar(len(measured) * len(chosen) * members, "field", "calibrate", progress) as bar:
-        errors = {solver: _errors(model, data, chosen, members, solver, seed, bar) for solver in measured}
-    before = errors[model.solver].scores(model.network.spread.flatten().cpu().numpy())
-    found = [errors[solver] for solver in tried]
-    factors = [_factors(each, model) for each in found]
+        drawn = {solver: _Drawn.of(model, data, chosen, settings, solver, bar) for solver in measured}
+    before = drawn[model.solver].scores(model.network.spread.flatten().cpu().numpy())
+    found = [drawn[solver] for solver in settings.solvers]
+    factors = [each.factors(model.fine.schema.channels) for each in found]
     after = [each.scores(factor) for each, factor in zip(found, factors, strict=True)]
     crps = [(each["crps"] / after[0]["crps"]).mean() for each in after]
     best = int(np.argmin(crps))
     with torch.no_grad():
         model.network.spread.copy_(torch.from_numpy(factors[best])[:, None, None])
-    model.solver, model.sha256 = tried[best], ""
+    model.solver, model.sha256 = settings.solvers[best], ""
     rounded = lambda values: [float(f"{value:.4g}") for value in np.atleast_1d(values)]
+    labels = [f"{solver.method} {solver.steps}, churn {solver.churn:g}" for solver in settings.solvers]
     model.about["calibration"] = {
         "members": members, "samples": len(chosen), "solver": model.solver.to_dict(),
-        "solvers": {f"{s.method} {s.steps}, churn {s.churn:g}": value for s, value in zip(tried, rounded(crps), strict=True)},
+        "solvers": dict(zip(labels, rounded(crps), strict=True)),
         "channels": {
             channel: {"factor": rounded(factors[best][c])[0]}
             | {name: [rounded(before[name][c]), rounded(after[best][name][c])] for name in before}
@@ -121,34 +115,149 @@ def calibrate(
 
 
 @dataclass(frozen=True)
-class _Errors:
-    """Errors of the regression (N, C), and residuals (N, M, C), at all places that are looked at."""
+class _Settings:
+    """How much is drawn, checked."""
 
-    error: np.ndarray
+    members: int
+    samples: int
+    seed: int
+    solvers: tuple[SolverConfig, ...]
+
+    @classmethod
+    def of(cls, members, samples, seed, solvers, own: SolverConfig) -> _Settings:
+        problems = []
+        for name, value, least in (("members", members, 2), ("samples", samples, 1), ("seed", seed, 0)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+                problems.append(f"{name}={value!r}; needed a whole number from {least}")
+        if solvers is None:
+            quiet = replace(own, churn=0.0)
+            tried = [own, *(replace(quiet, churn=churn) for churn in _CHURN if churn != own.churn)]
+        else:
+            given = [solvers] if isinstance(solvers, (str, SolverConfig)) else list(solvers)
+            tried = [found for each in given if (found := solver_of(each, problems)) is not None]
+            if not given:
+                problems.append("solvers= is empty; give one or more, or leave it out")
+        if problems:
+            raise InputError("nothing was calibrated", problems)
+        return cls(int(members), int(samples), int(seed), tuple(tried))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Samples of one solver at some cells: N samples, M members, C channels, P cells.
+
+    Attributes
+    ----------
+    mean, residual : arrays, shapes (N, C, P) and (N, M, C, P), normalized
+        Regression, and what was drawn around it.
+    truth : array, shape (N, C, P), physical
+    weight : array, shape (P,)
+        Areas of the cells; sum 1.
+    finish : callable
+        Normalized (..., C, P) and the number of the sample to physical fields within their limits.
+    """
+
+    mean: np.ndarray
     residual: np.ndarray
+    truth: np.ndarray
+    weight: np.ndarray
+    finish: Callable[[np.ndarray, int], np.ndarray]
+
+    @classmethod
+    def of(
+        cls, model: Downscaler, data: PairSamples, chosen: np.ndarray, settings: _Settings, solver: SolverConfig, bar
+    ) -> _Drawn:
+        """Draw them."""
+        grid = model.fine.grid
+        picked = np.random.default_rng(settings.seed).permutation(grid.shape[0] * grid.shape[1])[:_CELLS]
+        times = data.pairs.time[data.chosen[chosen]]
+
+        def at(fields: Tensor) -> np.ndarray:
+            return fields.flatten(-2)[..., picked].float().cpu().numpy()
+
+        def finish(fields: np.ndarray, number: int) -> np.ndarray:
+            return model.physical(torch.from_numpy(fields)[..., None, :], times[number], picked)[..., 0, :].numpy()
+
+        means, residuals, truths = [], [], []
+        for number, item in enumerate(chosen.tolist()):
+            sample, i = data[item], int(data.chosen[item])
+            condition = model.condition(Inputs(sample["fields"], sample["scalars"]))
+            means.append(at(cast("Tensor", condition.mean)[0]))
+            truths.append(finish(at(sample["target"]), number))
+            one = []
+            for member in range(settings.members):
+                seeds = [seeds_of(settings.seed, member, i, 0.0)]
+                residual = model.network.diffusion.sample(condition, seeds, solver=solver, tiling=model.tiling())
+                one.append(at(residual[0] * model.network.residual_scale))
+                bar.update()
+            residuals.append(np.stack(one))
+        area = grid.area.flatten()[picked]
+        return cls(np.stack(means), np.stack(residuals), np.stack(truths), area / area.sum(), finish)
+
+    def members(self, number: int, factor: np.ndarray) -> np.ndarray:
+        """Of one sample, with residuals times ``factor`` (C,): (M, C, P), physical."""
+        return self.finish(self.mean[number] + factor[:, None].astype("f4") * self.residual[number], number)
+
+    def crps(self, factor: np.ndarray) -> np.ndarray:
+        """Fair CRPS of each channel, (C,)."""
+        return np.mean([_crps(self.members(n, factor), truth) @ self.weight for n, truth in enumerate(self.truth)], axis=0)
+
+    def factors(self, channels: tuple[str, ...]) -> np.ndarray:
+        """The factor of each channel with the lowest CRPS, (C,)."""
+        alike = (self.residual.std(1) == 0).all((0, 2))
+        if alike.any():
+            names = ", ".join(np.array(channels)[alike])
+            raise InputError("nothing was calibrated", [f"members of {names} do not differ; train the diffusion longer"])
+        crps = np.stack([self.crps(np.full(len(channels), factor)) for factor in _TRIED])
+        if (edge := np.isin(crps.argmin(0), (0, len(_TRIED) - 1))).any():
+            log.warning("no factor from 1/4 to 4 is best for %s; train the diffusion longer", ", ".join(np.array(channels)[edge]))
+        return _TRIED[crps.argmin(0)].astype("f4")
 
     def scores(self, factor: np.ndarray) -> dict[str, np.ndarray]:
         """By channel, with the residuals times ``factor`` (C,)."""
-        residual, count = self.residual * factor, self.residual.shape[1]
-        gap = self.error - residual.mean(1)
-        ratio = np.sqrt((count + 1) / count * residual.var(1, ddof=1).mean(0) / np.square(gap).mean(0))
-        ordered = np.sort(residual, axis=1)
-        # sum over pairs of |x_i - x_j| from the sorted members
-        weight = 2 * np.arange(count) - count + 1
-        pairs = np.einsum("m,nmc->nc", weight, ordered) / (count * (count - 1))
-        crps = (np.abs(residual - self.error[:, None]).mean(1) - pairs).mean(0)
-        rank = (residual < self.error[:, None]).sum(1)
-        ranks = np.stack([np.bincount(column, minlength=count + 1) / column.size for column in rank.T])
-        return {"spread_skill": ratio, "crps": crps / np.abs(self.error).mean(0), "ranks": ranks}
+        count, rows = self.residual.shape[1], []
+        for n, truth in enumerate(self.truth):
+            members = self.members(n, factor)
+            one = {f"rank {r}": frequency for r, frequency in enumerate(_ranks(members, truth))}
+            one |= {"variance": members.var(0, ddof=1), "square": np.square(truth - members.mean(0))}
+            one |= {"crps": _crps(members, truth), "error": np.abs(truth - self.finish(self.mean[n], n))}
+            rows.append({name: values @ self.weight for name, values in one.items()})
+        mean = {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
+        over = lambda a, b: np.divide(a, b, out=np.ones_like(a), where=b > 0)  # 1 where nothing varies
+        return {
+            "spread_skill": np.sqrt(over((count + 1) / count * mean["variance"], mean["square"])),
+            "crps": over(mean["crps"], mean["error"]),
+            "ranks": np.stack([mean[f"rank {r}"] for r in range(count + 1)], axis=1),
+        }
 
 
-def _samples(model: Downscaler, tree: xr.DataTree, periods, members: int, samples: int) -> PairSamples:
+def _crps(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Fair CRPS in each cell: (M, C, P) and (C, P) -> (C, P)."""
+    count = len(members)
+    # sum over pairs of |x_i - x_j| from the sorted members
+    weight = 2 * np.arange(count) - count + 1
+    pairs = np.tensordot(weight, np.sort(members, axis=0), 1) / (count * (count - 1))
+    return np.abs(members - truth).mean(0) - pairs
+
+
+def _ranks(members: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Whether the truth has each rank among the members, (M + 1, C, P); the ranks of ties share one."""
+    below, same = (members < truth).sum(0), (members == truth).sum(0)
+    rank = np.arange(len(members) + 1)[:, None, None]
+    return ((rank >= below) & (rank <= below + same)) / (same + 1)
+
+
+def _spread_over_hours(times: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Numbers of some of the times, at random but evenly spread over the hours of the day."""
+    shuffled = np.random.default_rng(seed).permutation(times.size)
+    ordered = shuffled[np.argsort((times[shuffled] - times[shuffled].astype("M8[D]")), kind="stable")]
+    count = min(samples, times.size)
+    return np.sort(ordered[((np.arange(count) + 0.5) * times.size / count).astype(int)])
+
+
+def _samples(model: Downscaler, tree: xr.DataTree, periods) -> PairSamples:
     """Validation data of a model."""
     report, task = Report(f"calibration of {model.name!r}"), "nothing was calibrated"
-    if members < 2:
-        report.error("members", f"members={members}", "2 or more, to know their spread", kind=InputError)
-    if samples < 1:
-        report.error("samples", f"samples={samples}", "1 or more", kind=InputError)
     trained = model.about.get("trained_on", [{}])[-1]
     periods = trained.get("validation", ()) if periods is None else periods
     if not are_periods(periods):
@@ -172,46 +281,3 @@ def _samples(model: Downscaler, tree: xr.DataTree, periods, members: int, sample
     pairs = cast("Pairs", pairs)
     model.require_lead(pairs.forecast, task)
     return PairSamples(pairs, model, pairs.within(periods))
-
-
-def _errors(
-    model: Downscaler, data: PairSamples, chosen: list[int], members: int, solver: SolverConfig, seed: int, bar
-) -> _Errors:
-    """Regression and samples of one solver, normalized, at some cells of each sample."""
-    rows, columns = model.fine.grid.shape
-    picked = np.random.default_rng(seed).permutation(rows * columns)[:_CELLS]
-    at = lambda fields: fields.flatten(-2)[..., picked].cpu().numpy()
-    errors, residuals = [], []
-    for item in chosen:
-        sample, i = data[item], int(data.chosen[item])
-        condition = model.condition(Inputs(sample["fields"], sample["scalars"]))
-        errors.append(at(sample["target"].to(model.device) - cast("torch.Tensor", condition.mean)[0]).T)
-        one = []
-        for member in range(members):
-            seeds = [seeds_of(seed, member, i, 0.0)]
-            drawn = model.network.diffusion.sample(condition, seeds, solver=solver, tiling=model.tiling())
-            one.append(at(drawn[0] * model.network.residual_scale))
-            bar.update()
-        residuals.append(np.stack(one).transpose(2, 0, 1))
-    return _Errors(np.concatenate(errors), np.concatenate(residuals))
-
-
-def _factors(found: _Errors, model: Downscaler) -> np.ndarray:
-    """The factor of each channel with which spread equals error, (C,); where none does, the one with the lowest CRPS."""
-    count, middle = found.residual.shape[1], found.residual.mean(1)
-    variance = found.residual.var(1, ddof=1).mean(0)
-    names = np.array(model.fine.schema.channels)
-    if not variance.all():
-        problem = f"members of {', '.join(names[variance == 0])} do not differ from one another"
-        raise InputError("nothing was calibrated", [f"{problem}; train the diffusion longer"])
-    a = variance * (count + 1) / count - np.square(middle).mean(0)
-    b, c = (found.error * middle).mean(0), np.square(found.error).mean(0)
-    root = b**2 + a * c
-    divisor = b + np.sqrt(np.maximum(root, 0))
-    astray = (root < 0) | (divisor <= 0)  # the members miss together by more than they differ
-    factor = c / np.where(astray, 1.0, divisor)
-    if astray.any():
-        log.warning("spread does not reach the error: %s; the factor with the lowest CRPS is taken", ", ".join(names[astray]))
-        crps = np.stack([found.scores(np.full(names.size, each))["crps"] for each in _TRIED])
-        factor[astray] = _TRIED[crps.argmin(0)[astray]]
-    return factor.astype("f4")

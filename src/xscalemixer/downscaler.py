@@ -194,10 +194,12 @@ class Downscaler(Model):
         """Mean over the hour that ends at a time, shape (1, H, W), W m-2."""
         return inner_insolation(time, level_insolation(self.fine.grid), 0, 0)[0]
 
-    def condition(self, inputs: Inputs, patch: tuple[int, int] | None = None, mean: Tensor | None = None) -> Condition:
-        """The same on the device, with the mean, which is made unless it is given."""
+    def condition(self, inputs: Inputs, tiling: TilingConfig | None = None, mean: Tensor | None = None) -> Condition:
+        """The same on the device, with the mean, which is made unless it is given; see `tiling`."""
         condition = Condition(inputs.fields[None].to(self.device), inputs.scalars[None].to(self.device), mean)
-        return condition if mean is not None else condition._replace(mean=self.network.mean(condition, tiling=self.tiling(patch)))
+        if mean is not None:
+            return condition
+        return condition._replace(mean=self.network.mean(condition, tiling=tiling or self.tiling()))
 
     def sample(
         self,
@@ -206,24 +208,42 @@ class Downscaler(Model):
         time: np.datetime64,
         *,
         solver: SolverConfig | None = None,
-        patch: tuple[int, int] | None = None,
+        tiling: TilingConfig | None = None,
     ) -> Tensor:
         """One member per seed, shape (M, C, H, W), physical, within physical limits."""
-        members = self.network.sample(condition, seeds, solver=solver or self.solver, tiling=self.tiling(patch))
+        members = self.network.sample(condition, seeds, solver=solver or self.solver, tiling=tiling or self.tiling())
         return self.physical(members, time)
 
-    def physical(self, fields: Tensor, time: np.datetime64) -> Tensor:
-        """Normalized (..., C, H, W) to physical within physical limits, see `model.bound`."""
-        return bound(self.scale_fine.inverse(fields.float()), self.fine, self._insolation(time)[0].to(fields.device))
+    def physical(self, fields: Tensor, time: np.datetime64, cells: np.ndarray | None = None) -> Tensor:
+        """Normalized to physical within physical limits, see `model.bound`.
 
-    def tiling(self, patch: tuple[int, int] | None = None) -> TilingConfig:
-        """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size."""
+        Parameters
+        ----------
+        fields : Tensor, shape (..., C, H, W) or, of some cells, (..., C, 1, P)
+        time : datetime64
+        cells : array of int, shape (P,), optional
+            Their numbers, row by row.
+        """
+        insolation = self._insolation(time)[0].to(fields.device)
+        if cells is not None:
+            insolation = insolation.flatten()[cells][None]
+        return bound(self.scale_fine.inverse(fields.float()), self.fine, insolation)
+
+    def tiling(self, patch: tuple[int, int] | None = None, together: int = 1) -> TilingConfig:
+        """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size.
+
+        Parameters
+        ----------
+        patch : (int, int), optional
+        together : int
+            Patches per network call; of a domain that is one patch: members.
+        """
         rows, columns = self.fine.grid.shape
         patch = patch or self.patch or ((_PATCH, _PATCH) if rows * columns > _WHOLE else None)
         if patch is None:
-            return TilingConfig()
+            return TilingConfig(at_once=together)
         overlap = min(32, min(patch) // 4)
-        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4))
+        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4), at_once=together)
 
     def require_lead(self, forecast: bool, task: str) -> None:
         """Refuse an analysis where the errors of forecasts are to be added; ``task`` says what is not done.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import calendar
 import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Literal, cast
 
@@ -23,6 +24,7 @@ from xscalemixer.layouts import is_forecast, to_forecast
 from xscalemixer.model import ForecastModel
 from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.sampling import Seed, SolverConfig
+from xscalemixer.nn.tiling import Tiling, TilingConfig
 from xscalemixer.output import ensemble_dataset
 from xscalemixer.pretrained import models
 from xscalemixer.progress import progress_bar
@@ -34,7 +36,7 @@ from xscalemixer.state import HOUR
 from xscalemixer.store import BlockStore
 from xscalemixer.variables import Stats
 
-__all__ = ["downscale", "downscaler_of", "downscaling_pair", "seeds_of"]
+__all__ = ["downscale", "downscaler_of", "downscaling_pair", "seeds_of", "solver_of"]
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ def downscale(
     seed: int = 0,
     solver: str | SolverConfig | None = None,
     coherence: float | None = None,
-    source: xr.Dataset | None = None,
+    source: xr.Dataset | tuple[xr.Dataset, xr.Dataset] | None = None,
     patch: tuple[int, int] | None = None,
     together: int = 1,
     rh_phase: str | None = None,
@@ -85,14 +87,16 @@ def downscale(
     coherence : float, optional
         Hours after which the noise of a member is another one: it turns slowly along time, or along lead time. ``math.inf``: it
         stays the same. Default: every time has its own.
-    source : Dataset, optional
-        Past fields (weeks) of the system that ``ds`` comes from, if it is not that of training. Their mean and standard
-        deviation take the place of those of the training input, which removes the mean bias of each channel.
+    source : Dataset or (Dataset, Dataset), optional
+        Past fields of the system that ``ds`` comes from, if it is not that of training. Their mean and standard deviation take
+        the place of those of the training input, which removes the mean bias of each channel; they should cover the months
+        of training. With fields of the system of training at the same times, ``source=(archive, reference)``, any weeks will
+        do: the statistics of training are changed as the two differ.
     patch : (int, int), optional
         Rows and columns of the patches that a large domain is sampled in, which bound memory; default: as in training, 256 for
         domains of more than 512 x 512 cells, else the whole domain.
     together : int
-        Members per network call, for a GPU.
+        Members per network call, of a domain in patches: patches per network call; for a GPU.
     rh_phase, device
         As for `xscalemixer.forecast`.
     progress : bool, optional
@@ -190,10 +194,16 @@ def downscaling_pair(
         raise TimeError("no pair was made", [f"{found}; needed common times"])
     if model is not None:
         _warn_of_training(fc["reference_time"].values, model_of(model))
-    if {"latitude", "longitude"} <= set(truth.dims) and all(truth.sizes[d] == fc.sizes.get(d) for d in ("latitude", "longitude")):
+    if all(_same_axis(truth, fc, name) for name in ("latitude", "longitude")):
         statics = {name: fc[name] for name in ("orog", "lsm") if name in fc and name not in truth}
         truth = truth.assign({name: (field.dims, field.data, field.attrs) for name, field in statics.items()})
     return xr.DataTree.from_dict({"/input": fc, "/target": truth})
+
+
+def _same_axis(one: xr.Dataset, other: xr.Dataset, name: str) -> bool:
+    """Both have the dimension, with the same coordinates in the same order."""
+    values = [ds[name].values for ds in (one, other) if name in ds.dims and name in ds.coords]
+    return len(values) == 2 and values[0].shape == values[1].shape and np.allclose(values[0], values[1], rtol=0.0, atol=1e-3)
 
 
 def downscaler_of(model: str | PathLike | Downscaler | None, forecast: bool = False) -> Downscaler:
@@ -268,21 +278,33 @@ class _Settings:
         numbers = np.zeros(1, int) if mean else _numbers(members, problems)
         if not isinstance(seed, Integral) or isinstance(seed, bool):
             problems.append(f"seed={seed!r}; needed one whole number. Members differ by their numbers: members=[0, 1, 2]")
-        if isinstance(solver, str):
-            if solver not in SOLVERS:
-                problems.append(f"solver={solver!r}; needed 'heun', 'fast' or a SolverConfig")
-            solver = SOLVERS.get(solver)
-        elif solver is not None and not isinstance(solver, SolverConfig):
-            problems.append(f"solver={solver!r}; needed 'heun', 'fast' or a SolverConfig")
-        if coherence is not None and not coherence > 0:
+        solver = None if solver is None else solver_of(solver, problems)
+        if coherence is not None and not _is_positive(coherence):
             problems.append(f"coherence={coherence!r}; needed a positive number of hours, math.inf, or None")
-        if not isinstance(together, Integral) or together < 1:
+        if not isinstance(together, Integral) or isinstance(together, bool) or together < 1:
             problems.append(f"together={together!r}; needed a whole number from 1")
-        if patch is not None and (len(patch) != 2 or min(patch) < 16):
-            problems.append(f"patch={patch!r}; needed rows and columns, both 16 or more")
+        if patch is not None and not _is_patch(patch):
+            problems.append(f"patch={patch!r}; needed whole numbers of rows and columns, both 16 or more: patch=(256, 256)")
         if problems:
             raise InputError("nothing was downscaled", problems)
         return cls(numbers, mean, int(seed), solver, coherence, int(together), None if patch is None else tuple(patch))
+
+
+def solver_of(solver, problems: list[str]) -> SolverConfig | None:
+    """A solver by its name or in hand; None, and a problem more, for anything else."""
+    found = SOLVERS.get(solver) if isinstance(solver, str) else solver
+    if isinstance(found, SolverConfig):
+        return found
+    problems.append(f"solver={solver!r}; needed 'heun', 'fast' or a SolverConfig")
+    return None
+
+
+def _is_patch(patch) -> bool:
+    return isinstance(patch, (tuple, list)) and len(patch) == 2 and all(isinstance(n, Integral) and int(n) >= 16 for n in patch)
+
+
+def _is_positive(hours) -> bool:
+    return isinstance(hours, Real) and not isinstance(hours, (bool, np.timedelta64)) and float(hours) > 0
 
 
 def _numbers(members, problems: list[str]) -> np.ndarray:
@@ -336,15 +358,17 @@ class _Job:
             values = np.ascontiguousarray(self.values[block])
             digest.update(values.view("u1").data)
             low, high = np.minimum(low, values.min((0, 2, 3))), np.maximum(high, values.max((0, 2, 3)))
-        std = (self.stats or self.model.coarse.stats).std
+        known = self.model.coarse.stats
+        mean, std = (self.stats or known).mean, (self.stats or known).std
         for channel, least, most in zip(schema.channels, low, high, strict=True):
             if not np.isfinite([least, most]).all():
                 report.error(channel, "missing or infinite values", "complete fields")
                 continue
             (lowest, highest), units = self.model.extremes[channel], schema[channel.partition("_")[0]].units
-            for value, edge, word, side in ((least, lowest, "least", "below"), (most, highest, "greatest", "above")):
-                beyond = (edge - value if side == "below" else value - edge) / std[channel]
-                if beyond > _BEYOND and self.stats is None:
+            for raw, edge, word, side in ((least, lowest, "least", "below"), (most, highest, "greatest", "above")):
+                value = (raw - mean[channel]) / std[channel] * known.std[channel] + known.mean[channel]
+                beyond = (edge - value if side == "below" else value - edge) / known.std[channel]
+                if beyond > _BEYOND:
                     found = f"{value:.5g} {units} lies {beyond:.1f} standard deviations {side} the {word} value of training"
                     fix = "The networks extrapolate; if another system made the input, give its past: source=archive"
                     report.warn(channel, f"{found}, {edge:.5g}", fix)
@@ -366,7 +390,10 @@ class _Job:
         """
         # those of the first items: a scan over all of them begins anew with each member, when the latest ones are the farthest
         means: dict[int, Tensor | None] = {}
-        numbers, size = self.settings.members, self.settings.together
+        numbers, size = (
+            self.settings.members,
+            math.ceil(self.settings.together / len(Tiling(self.tiling, self.model.fine.grid.shape))),
+        )
         for first in range(0, numbers.size, size):
             group = range(first, min(first + size, numbers.size))
             for item, place in enumerate(np.ndindex(self.shape)):
@@ -383,14 +410,19 @@ class _Job:
                     bar.update(len(wanted))
 
     @property
+    def tiling(self) -> TilingConfig:
+        """How the domain is covered, and how much a network call takes."""
+        return self.model.tiling(self.settings.patch, self.settings.together)
+
+    @property
     def _kept(self) -> int:
-        return _KEPT // (4 * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape))
+        return max(1, _KEPT // (4 * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape)))
 
     def _condition(self, item: int, mean: Tensor | None) -> Condition:
         inputs = self.model.inputs(
             self.values[item : item + 1][0], self.coarse.time[item], int(self.coarse.lead[item]), self.stats
         )
-        return self.model.condition(inputs, self.settings.patch, mean)
+        return self.model.condition(inputs, self.tiling, mean)
 
     def _sample(self, condition, item: int, members: np.ndarray) -> np.ndarray:
         s, coarse, time = self.settings, self.coarse, self.coarse.time[item]
@@ -399,7 +431,7 @@ class _Job:
         start = int(coarse.reference[item].astype("datetime64[m]").astype(int)) if coarse.forecast else 0
         hour = float(coarse.lead[item]) if coarse.forecast else float((time - np.datetime64(0, "ns")) / HOUR)
         seeds = [seeds_of(s.seed, int(member), start, hour, s.coherence) for member in members]
-        return self._finite(self.model.sample(condition, seeds, time, solver=s.solver, patch=s.patch).cpu().numpy(), time)
+        return self._finite(self.model.sample(condition, seeds, time, solver=s.solver, tiling=self.tiling).cpu().numpy(), time)
 
     def _finite(self, fields: np.ndarray, time: np.datetime64) -> np.ndarray:
         if not np.isfinite(fields).all():
@@ -508,15 +540,53 @@ def _on_grid(coarse: Coarse, model: Downscaler, report: Report) -> Coarse | None
     return coarse.on(model.coarse.grid, report, "input", f"{fix}; or choose another model")
 
 
-def _stats_of(source: xr.Dataset, model: Downscaler, report: Report, rh_phase: str | None) -> Stats:
-    """Mean and standard deviation of the fields of another system, on the fine grid."""
-    past = Coarse.of(source, model.coarse.schema, report, "source", rh_phase=rh_phase)
-    past = None if past is None else past.on(model.coarse.grid, report, "source")
+def _stats_of(source, model: Downscaler, report: Report, rh_phase: str | None) -> Stats:
+    """Statistics that take the place of those of training: of past fields of another system, on the fine grid.
+
+    Beside fields of the system of training at the same times: those of training, changed as the two differ.
+    """
+    given = source if isinstance(source, (tuple, list)) else (source,)
+    if len(given) not in (1, 2):
+        found = f"source= has {len(given)} datasets; needed its past fields, or these and those of the system of training"
+        raise InputError("nothing was downscaled", [f"{found}: source=(archive, reference)"])
+    read = [Coarse.of(ds, model.coarse.schema, report, "source", rh_phase=rh_phase) for ds in given]
+    moved = [None if each is None else each.on(model.coarse.grid, report, "source") for each in read]
     report.raise_errors("nothing was downscaled")
-    past = cast("Coarse", past)
+    past, known = cast("list[Coarse]", moved), model.coarse.stats
+    if len(past) == 1:
+        _warn_of_season(past[0], model, report)
+        stats = _surveyed(past[0], model)
+    else:
+        common = np.intersect1d(past[0].time, past[1].time)
+        if not common.size:
+            raise TimeError("nothing was downscaled", ["both datasets of source= have no time in common; needed the same times"])
+        own, reference = (_surveyed(each.only(np.isin(each.time, common)), model) for each in past)
+        mean = {c: known.mean[c] + own.mean[c] - reference.mean[c] for c in known.mean}
+        std = {c: known.std[c] * own.std[c] / reference.std[c] for c in known.std}
+        stats = Stats(mean=mean, std=std, source=own.source)
+    units = {c: model.coarse.schema[c.partition("_")[0]].units for c in known.mean}
+    apart = [f"{c} {stats.mean[c] - known.mean[c]:+.3g} {units[c]} x {stats.std[c] / known.std[c]:.2f}" for c in known.mean]
+    report.assume("source", f"mean and standard deviation of {stats.source} for those of training: {', '.join(apart)}")
+    return stats
+
+
+def _surveyed(past: Coarse, model: Downscaler) -> Stats:
     series = Series(past.time, Interpolated(past.values(), model.interpolate))
     period = (past.time.min() - HOUR, past.time.max())
     return survey(series, model.coarse.schema, [period], source=f"{past.time.size} fields of the source").stats
+
+
+def _warn_of_season(past: Coarse, model: Downscaler, report: Report) -> None:
+    """Months that only one of source and training has."""
+    runs = model.about.get("trained_on", [])
+    days = [np.arange(np.datetime64(a, "D"), np.datetime64(b, "D") + 1) for run in runs[-1:] for a, b in run.get("train", [])]
+    months = (
+        [set((time.astype("M8[M]").astype(int) % 12 + 1).tolist()) for time in (np.concatenate(days), past.time)] if days else []
+    )
+    if len(set(map(tuple, map(sorted, months)))) > 1:
+        of_training, own = (", ".join(calendar.month_abbr[month] for month in sorted(each)) for each in months)
+        found = f"it has {own}, training had {of_training}: what seasons differ by would be removed as its bias"
+        report.warn("source", found, "Give fields of the system of training at the same times too: source=(archive, reference)")
 
 
 def _provenance(job: _Job, report: Report, digest: str) -> dict:

@@ -279,17 +279,26 @@ class Regression(_Conditioned):
     """The mean of the fine fields given the coarse ones.
 
     The paper's network also gets an empty image and a noise level of zero; both are left out.
+
+    Attributes
+    ----------
+    change_scale : Tensor, shape (outputs, 1, 1)
+        What the network makes is multiplied by it. Measured before training for shared variables, so that each channel of the
+        network has errors of the same size: surface pressure over mountains is known to a hundredth of its variance before
+        anything is learned, and would not be learned beside cloud. 1 as in the paper.
     """
 
     shared_scale: Tensor
     shared_offset: Tensor
+    change_scale: Tensor
 
     def __init__(self, config: CorrDiffNetworkConfig):
         super().__init__(config, config.regression, 0, noise=False)
         shared = [(i, source) for i, source in enumerate(config.shared) if source is not None]
-        self._targets, self._sources = [i for i, _ in shared], [source for _, source in shared]
+        self.targets, self._sources = [i for i, _ in shared], [source for _, source in shared]
         self.register_buffer("shared_scale", torch.ones(len(shared), 1, 1))
         self.register_buffer("shared_offset", torch.zeros(len(shared), 1, 1))
+        self.register_buffer("change_scale", torch.ones(config.outputs, 1, 1))
 
     def match(self, coarse: Normalizer, outputs: Normalizer) -> None:
         """Account for shared variables that are normalized differently as input and as target.
@@ -299,7 +308,7 @@ class Regression(_Conditioned):
         coarse, outputs : Normalizer
             Statistics of the inputs in training (even where another source has its own later) and of the targets.
         """
-        source, target = self._sources, self._targets
+        source, target = self._sources, self.targets
         self.shared_scale = coarse.std[source] / outputs.std[target]
         self.shared_offset = (coarse.mean[source] - outputs.mean[target]) / outputs.std[target]
 
@@ -307,15 +316,15 @@ class Regression(_Conditioned):
         """-> (P, outputs, h, w); without crops the whole domain, (B, outputs, H, W)."""
         crops = crops or Crops.whole(condition.fields)
         result = self._run([], condition, crops).to(condition.fields.dtype)  # autocast would round the shared variables
-        if self._targets:
+        result = result * self.change_scale.to(result.dtype)
+        if self.targets:
             known = crops.cut(condition.fields)[:, self._sources] * self.shared_scale + self.shared_offset
-            result = result.index_add(1, torch.tensor(self._targets, device=result.device), known)
+            result = result.index_add(1, torch.tensor(self.targets, device=result.device), known)
         return result
 
-    @staticmethod
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error; tensors (P, C, h, w), normalized."""
-        return functional.mse_loss(prediction, target)
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Squared errors of normalized (P, C, h, w) in units of ``change_scale``, mean of each channel: -> (C,)."""
+        return ((prediction - target) / self.change_scale).square().mean((0, 2, 3))
 
 
 class ResidualDiffusion(_Conditioned):

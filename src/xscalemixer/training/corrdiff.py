@@ -23,7 +23,7 @@ from xscalemixer.errors import GridError, InputError, SchemaError, TimeError
 from xscalemixer.grids import Grid, grid_of, surroundings
 from xscalemixer.model import Branch
 from xscalemixer.nn.blocks import Normalizer
-from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig, Regression
+from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig
 from xscalemixer.nn.tiling import Crops, random_crops, suggest_patch
 from xscalemixer.regridding import Regridder
 from xscalemixer.report import Report
@@ -40,7 +40,9 @@ __all__ = ["CoarseToFine", "DiffusionObjective", "PairData", "PairSamples", "Pai
 log = logging.getLogger(__name__)
 
 _GROUPS = {"coarse": "input", "fine": "target"}
-_MEASURED = 32  # training samples that the scale of the residual is measured on
+_MEASURED = 32  # training samples that scales are measured on
+_FEW, _HELD = 8, 2**28  # of them and bytes at most, on which the size of patches is
+_LEAST = 1e-6  # scale of a channel in which input and truth are the same
 _LEVELS = (-1.0, 0.0, 1.0)  # standard normal deviates of the noise levels of validation
 
 
@@ -252,30 +254,42 @@ class PairData:
         """Normalized pairs within the periods."""
         return PairSamples(self.pairs, model, self.pairs.within(periods))
 
-    def measure_residual(self, model: Downscaler, periods: Periods, group: Ranks) -> None:
-        """Scale of the residual of each channel, and the size of patches that it suggests, on samples of these periods.
+    def measure_change(self, model: Downscaler, periods: Periods, group: Ranks) -> None:
+        """How far the truth is from the interpolated input, for channels that are both; the others keep a scale of 1."""
+        regression = model.network.regression
+        if regression.targets:
+            scale, _ = self._measured(model, periods, group)
+            regression.change_scale[regression.targets] = scale[regression.targets].clamp(min=_LEAST)
 
-        On the device; each process measures its share. One sample suggests the patches, the same one in every process.
-        """
-        samples = self.samples(model, periods)
-        chosen = np.unique(np.linspace(0, len(samples) - 1, min(_MEASURED, len(samples))).round().astype(int)).tolist()
-        model.to(group.device)
-        square = torch.zeros(len(self.fine.schema), dtype=torch.float64, device=group.device)
-        for number in chosen[group.rank :: group.count]:
-            square += _residual(model, samples[number]).double().square().mean((0, 2, 3)) / len(chosen)
-        first = _residual(model, samples[chosen[0]])
-        model.to("cpu")
-        std = group.total(square).sqrt().float().cpu()[:, None, None]
+    def measure_residual(self, model: Downscaler, periods: Periods, group: Ranks) -> None:
+        """Scale of the residual of each channel, and the size of patches that it suggests, on samples of these periods."""
+        std, some = self._measured(model, periods, group)
         model.network.residual_scale.copy_(std / model.network.diffusion.sigma_data)
         physical = (std * model.scale_fine.std).flatten().tolist()
         about: dict[str, Any] = {"std": dict(zip(self.fine.schema.channels, (float(f"{x:.4g}") for x in physical), strict=True))}
         try:
-            about["suggested_patch"] = suggest_patch(first, multiple=model.network.config.diffusion.multiple)
+            about["suggested_patch"] = suggest_patch(some, multiple=model.network.config.diffusion.multiple)
         except InputError as error:
             about["suggested_patch"] = None
             log.info("no size of patches is suggested: %s", "; ".join(error.problems))
         log.info("residual of the regression: %s", about)
         model.about["residual"] = about
+
+    def _measured(self, model: Downscaler, periods: Periods, group: Ranks) -> tuple[Tensor, Tensor]:
+        """Root mean square of truth less mean, normalized, (C, 1, 1), and that difference for a few samples, (n, C, H, W).
+
+        On the device; each process measures its share, and has the same few samples as the others.
+        """
+        samples = self.samples(model, periods)
+        chosen = np.random.default_rng(0).permutation(len(samples))[:_MEASURED].tolist()
+        model.to(group.device)
+        square = torch.zeros(len(self.fine.schema), dtype=torch.float64, device=group.device)
+        for number in chosen[group.rank :: group.count]:
+            square += _residual(model, samples[number]).double().square().mean((0, 2, 3)) / len(chosen)
+        few = max(1, min(_FEW, _HELD // (4 * len(self.fine.schema) * self.pairs.statics[0].size)))
+        some = torch.cat([_residual(model, samples[number]) for number in chosen[:few]])
+        model.to("cpu")
+        return group.total(square).sqrt().float().cpu()[:, None, None], some
 
 
 def _residual(model: Downscaler, sample: Mapping[str, Tensor]) -> Tensor:
@@ -469,7 +483,7 @@ class _Objective(nn.Module):
 
 
 class RegressionObjective(_Objective):
-    """Mean squared error of the mean. Parts: that of each channel."""
+    """Mean squared error of the mean; parts: that of each channel. 1 is that of the interpolated input, or of the climate."""
 
     def trainable(self) -> list[nn.Parameter]:
         """The regression."""
@@ -478,9 +492,9 @@ class RegressionObjective(_Objective):
     def loss(self, batch: Mapping[str, Tensor]) -> Losses:
         """Of a batch of `PairSamples`."""
         crops, condition = self.crops(batch), Condition(batch["fields"], batch["scalars"])
-        prediction, target = self.network.regression(condition, crops), crops.cut(batch["target"])
-        parts = (prediction.detach() - target).square().mean((0, 2, 3))
-        return Regression.loss(prediction, target), dict(zip(self.channels, parts, strict=True))
+        regression = self.network.regression
+        parts = regression.loss(regression(condition, crops), crops.cut(batch["target"]))
+        return parts.mean(), dict(zip(self.channels, parts.detach(), strict=True))
 
 
 class DiffusionObjective(_Objective):

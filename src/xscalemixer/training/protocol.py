@@ -239,7 +239,9 @@ class Run:
         """Train the part of the model that belongs to a stage; it holds the best averaged weights afterwards."""
         config = self.config
         stage, plan = config.stages[number], self.plan(number)
-        if stage.kind == "diffusion":
+        if stage.kind == "regression" and number == 0:  # later its output has its scale
+            self.data.measure_change(model, config.periods_of(stage)[0], self.group)
+        elif stage.kind == "diffusion":
             self.data.measure_residual(model, config.periods_of(stage)[0], self.group)
         objective, samples = objective_of(stage, config, self.data, model)
         sets: list[Any] = [samples(periods) for periods in config.periods_of(stage)]
