@@ -293,7 +293,9 @@ def test_what_is_wrong_with_a_source(model, coarse, caplog):
     assert "source: it has Dec, training had Jun: what seasons differ by would be removed as its bias" in caplog.text
     caplog.clear()
     xsm.downscale(coarse.assign(t2m=coarse["t2m"] + 25), "mean", model=model, source=past)
-    assert "standard deviations above the greatest value of training" in caplog.text  # the range of training is asked for with a source too
+    assert (
+        "standard deviations above the greatest value of training" in caplog.text
+    )  # the range of training is asked for with a source too
 
 
 def test_humidity_of_the_source_is_read_like_that_of_the_input(model, coarse, monkeypatch):

@@ -114,6 +114,23 @@ def test_diffusion_leaves_the_regression_alone(data, model, patch):
     objective.zero_grad(set_to_none=True), model.eval()
 
 
+@pytest.mark.parametrize(("both", "seen"), [(False, (12, 16)), (True, (8, 8))])
+def test_what_the_regression_sees(data, both, seen):
+    """In both stages and when it is used: the whole domain, as in the paper, or patches, which the diffusion always sees."""
+    settings = config(patch=(8, 8), patch_regression=both)
+    model = CoarseToFine(settings).fresh(data)
+    sizes = {"regression": set(), "diffusion": set()}
+    for name, each in sizes.items():
+        getattr(model.network, name).unet.register_forward_pre_hook(lambda module, given, each=each: each.add(given[0].shape[2:]))
+    for kind in (RegressionObjective, DiffusionObjective):
+        kind(model, settings).eval().loss(batch(data, model))
+    model.eval()
+    xsm.downscale(pair(2)["input"].to_dataset(), 1, model=model, solver="fast")
+    assert sizes == {"regression": {seen}, "diffusion": {(8, 8)}}
+    again = Downscaler.from_dict(json.loads(json.dumps(model.to_dict())))
+    assert again.patched_mean == both and again.patch == (8, 8)
+
+
 def test_validation_is_always_the_same(data, model):
     objective = DiffusionObjective(model, config(patch=(8, 8))).eval()
     (one, parts), (two, _) = (objective.loss(batch(data, model)) for _ in range(2))
@@ -214,6 +231,26 @@ def test_training_lowers_the_errors():
     assert record["update"] > 0 and record["validation"] < 0.5
 
 
+def test_rain_and_radar_are_synthesized():
+    """Skewed variables that the input lacks, dry in half of all cells; no member rains less than nothing."""
+    tree = pair()
+    target = tree["target"].to_dataset()
+    wet = np.clip(target["u10"] - target["u10"].mean(), 0, None)
+    target["pr"], target["refc"] = 1e-3 * wet**2, 10 * wet
+    target["pr"].attrs["units"], target["refc"].attrs["units"] = "kg m-2 s-1", "dBZ"
+    rainy = lambda ds: xr.DataTree.from_dict({"/input": tree["input"].to_dataset(), "/target": ds})
+    stages = (xsm.Stage(kind="regression", updates=60, batch=4, peak=5e-3), config().stages[1])
+    settings = config(outputs=("t2m", "pr", "refc"), stages=stages, check_every=10)
+    found = xsm.train(settings, rainy(target), min_samples=1, workers=1)
+    record = found.about["training"][0]
+    assert record["pr"] < 0.3 and record["refc"] < 0.3  # the climate has 1
+    members = xsm.downscale(tree["input"].to_dataset().isel(time=[20]), 2, model=found, solver="fast")
+    assert float(members["pr"].min()) == 0.0 and members["pr"].attrs["units"] == "kg m-2 s-1"
+    assert float(members["pr"].std("member").max()) > 0 and float(members["refc"].std("member").max()) > 0
+    with pytest.raises(SchemaError, match="refc: .* values are missing"):
+        xsm.train(settings, rainy(target.assign(refc=target["refc"].where(target["refc"] > 0))), min_samples=1)
+
+
 def test_saved_and_loaded(model, tmp_path):
     model.save(tmp_path / "mine")
     again = xsm.load(tmp_path / "mine")
@@ -261,7 +298,8 @@ STAGES = config().stages
         ),
         ({"first_guess": "terrain"}, "first_guess: 'terrain'. Needed: nothing"),
         ({"statics": ("orog",)}, '"orog" and "lsm", then some of'),
-        ({"patches": 8}, "patches: 8 of no size. Needed: patch= too"),
+        ({"patches": 8}, "patches=8, patch_regression=False. Needed: patch= too"),
+        ({"patch_regression": True}, "patch_regression=True. Needed: patch= too"),
         ({"patch": (64, 8)}, r"\(64, 8\) is larger than the target, 12 x 16"),
         ({"size": "huge"}, 'one of "tiny", "small", "paper", "china"'),
         ({"network": {"width": 3}}, "unknown key 'width'"),

@@ -26,7 +26,8 @@ __all__ = ["Downscaler", "Inputs"]
 _LEAD = 24.0  # hours that the lead time is divided by
 _WHOLE = 512 * 512  # cells of a domain that is sampled in one piece
 _PATCH = 256  # cells along the sides of patches of larger ones
-_KEYS = ("format", "kind", "name", "network", "coarse", "fine", "extremes", "calendar", "leads", "patch", "solver", "about")
+_PLAIN = ("calendar", "leads", "patch", "patched_mean", "about")
+_KEYS = ("format", "kind", "name", "network", "coarse", "fine", "extremes", "solver", *_PLAIN)
 
 
 class Inputs(NamedTuple):
@@ -80,7 +81,9 @@ class Downscaler(Model):
     leads : tuple of int, or None
         For a model of the errors of forecasts: shortest and longest lead time in training, hours.
     patch : (int, int), optional
-        Rows and columns of the patches it was trained on; None: the whole domain.
+        Rows and columns of the patches that the diffusion was trained on; None: the whole domain.
+    patched_mean : bool
+        The regression was trained on them too.
     solver : SolverConfig
         How members are sampled unless the caller says otherwise.
     about : dict
@@ -100,6 +103,7 @@ class Downscaler(Model):
     calendar: tuple[str, ...] = ("hour", "day")
     leads: tuple[int, int] | None = None
     patch: tuple[int, int] | None = None
+    patched_mean: bool = False
     solver: SolverConfig = field(default_factory=SolverConfig)
     about: dict = field(default_factory=dict)
     sha256: str = ""
@@ -130,6 +134,7 @@ class Downscaler(Model):
             "calendar": list(self.calendar),
             "leads": self.leads,
             "patch": self.patch,
+            "patched_mean": self.patched_mean,
             "solver": self.solver.to_dict(),
         }
 
@@ -148,7 +153,7 @@ class Downscaler(Model):
             solver = SolverConfig.from_dict(data["solver"])
         coarse, fine = (Branch.from_dict(data[name]) for name in ("coarse", "fine"))
         extremes = {channel: tuple(pair) for channel, pair in data["extremes"].items()}
-        plain = {name: data[name] for name in ("calendar", "leads", "patch", "about")}
+        plain = {name: data[name] for name in _PLAIN}
         return cls(data["name"], network, coarse, fine, extremes, solver=solver, **plain)
 
     @property
@@ -195,11 +200,12 @@ class Downscaler(Model):
         return inner_insolation(time, level_insolation(self.fine.grid), 0, 0)[0]
 
     def condition(self, inputs: Inputs, tiling: TilingConfig | None = None, mean: Tensor | None = None) -> Condition:
-        """The same on the device, with the mean, which is made unless it is given; see `tiling`."""
+        """The same on the device with the mean, unless it is given made on the whole domain, where it was trained so and fits."""
         condition = Condition(inputs.fields[None].to(self.device), inputs.scalars[None].to(self.device), mean)
         if mean is not None:
             return condition
-        return condition._replace(mean=self.network.mean(condition, tiling=tiling or self.tiling()))
+        tiling = (tiling or self.tiling()) if self.patched_mean or self._is_large else None
+        return condition._replace(mean=self.network.mean(condition, tiling=tiling))
 
     def sample(
         self,
@@ -238,12 +244,16 @@ class Downscaler(Model):
         together : int
             Patches per network call; of a domain that is one patch: members.
         """
-        rows, columns = self.fine.grid.shape
-        patch = patch or self.patch or ((_PATCH, _PATCH) if rows * columns > _WHOLE else None)
+        patch = patch or self.patch or ((_PATCH, _PATCH) if self._is_large else None)
         if patch is None:
             return TilingConfig(at_once=together)
         overlap = min(32, min(patch) // 4)
         return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4), at_once=together)
+
+    @property
+    def _is_large(self) -> bool:
+        rows, columns = self.fine.grid.shape
+        return rows * columns > _WHOLE
 
     def require_lead(self, forecast: bool, task: str) -> None:
         """Refuse an analysis where the errors of forecasts are to be added; ``task`` says what is not done.

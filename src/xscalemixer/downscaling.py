@@ -532,6 +532,8 @@ def _stream(job: _Job, describe: _Description, digest: str, to, *, resume: bool,
 def _on_grid(coarse: Coarse, model: Downscaler, report: Report) -> Coarse | None:
     """On the grid that the model reads; forecasts of another model than it learned from are told."""
     known = model.about.get("forecasts_of", coarse.origin)
+    if coarse.forecast and model.leads is None:
+        report.assume("input", f"a forecast, taken for analyses at its valid times: {model.name!r} knows no errors of forecasts")
     if coarse.origin == known:
         return coarse.on(model.coarse.grid, report, "input")
     fix = f'Give those that it knows: ds.scalemixer.forecast(hours=48, model="{known}")'

@@ -242,6 +242,10 @@ class Met2NetTrainConfig(TrainConfig):
 class CorrDiffConfig(TrainConfig):
     """Everything that decides the training of a CorrDiff model but the data; what `TrainConfig` has means the same.
 
+    By default AdamW is the Adam of the paper. The paper trains with a peak of 2e-4, in batches of 256, on millions of samples
+    (patches count), without clipping; published code tells its networks the place of patches by 100 learned channels:
+    ``network={"positions": {"kind": "learned", "channels": 100}}``.
+
     Attributes
     ----------
     size : "tiny", "small", "paper" or "china"
@@ -255,9 +259,12 @@ class CorrDiffConfig(TrainConfig):
         The regression adds its change to the interpolated input where a channel is both input and output (China variant), and
         makes the whole field where it is not; False: it makes all fields itself, as in the paper.
     patch : (int, int), optional
-        Train on patches of these rows and columns; default: on the whole domain.
+        Train the diffusion on patches of these rows and columns; default: on the whole domain.
     patches : int
         Patches per sample.
+    patch_regression : bool
+        Train the regression on them too, for domains that do not fit and for few samples, which it would learn by heart as
+        whole fields; by default it sees the whole domain, as in the paper.
     """
 
     inputs: tuple[str, ...] = ()
@@ -265,6 +272,9 @@ class CorrDiffConfig(TrainConfig):
     residual: bool = True
     patch: tuple[int, int] | None = None
     patches: int = 4
+    patch_regression: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
 
     sizes = ("tiny", "small", "paper", "china")
     kinds = CORRDIFF

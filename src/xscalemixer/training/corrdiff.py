@@ -324,6 +324,7 @@ class CoarseToFine:
             calendar=config.calendar,
             leads=leads,
             patch=config.patch,
+            patched_mean=config.patch is not None and config.patch_regression,
             about=about,
         )
         model.domain.statics.copy_(torch.from_numpy(pairs.statics))
@@ -390,8 +391,9 @@ def _check_stages(config: CorrDiffConfig, report: Report) -> None:
     if config.patch is not None and (len(config.patch) != 2 or min(config.patch) < 1 or config.patches < 1):
         needed = "rows and columns, and 1 patch or more"
         report.error("patch", f"{config.patch}, patches={config.patches}", needed, "patch=(128, 128), patches=4", kind=InputError)
-    if config.patch is None and config.patches != CorrDiffConfig.patches:
-        report.error("patches", f"{config.patches} of no size", "patch= too", "patch=(128, 128)", kind=InputError)
+    if config.patch is None and (config.patches != CorrDiffConfig.patches or config.patch_regression):
+        found = f"patches={config.patches}, patch_regression={config.patch_regression}"
+        report.error("patches", found, "patch= too", "patch=(128, 128)", kind=InputError)
     for number, stage in enumerate(config.stages):
         if stage.kind == "diffusion" and not any(s.kind == "regression" for s in config.stages[:number]):
             found = "no regression before it, whose errors it learns"
@@ -464,7 +466,7 @@ class _Objective(nn.Module):
     def __init__(self, model: Downscaler, config: CorrDiffConfig):
         super().__init__()
         self.network, self.channels = model.network, model.fine.schema.channels
-        self.patch, self.patches = config.patch, config.patches
+        self.patch, self.patches, self.patched_mean = config.patch, config.patches, model.patched_mean
 
     def after_step(self) -> None:
         """Nothing."""
@@ -491,7 +493,8 @@ class RegressionObjective(_Objective):
 
     def loss(self, batch: Mapping[str, Tensor]) -> Losses:
         """Of a batch of `PairSamples`."""
-        crops, condition = self.crops(batch), Condition(batch["fields"], batch["scalars"])
+        condition = Condition(batch["fields"], batch["scalars"])
+        crops = self.crops(batch) if self.patched_mean else Crops.whole(batch["target"])
         regression = self.network.regression
         parts = regression.loss(regression(condition, crops), crops.cut(batch["target"]))
         return parts.mean(), dict(zip(self.channels, parts.detach(), strict=True))
@@ -518,7 +521,8 @@ class DiffusionObjective(_Objective):
         """Of a batch of `PairSamples`."""
         crops, condition = self.crops(batch), Condition(batch["fields"], batch["scalars"])
         with torch.no_grad():
-            mean = self.network.regression(condition, crops)
+            mean = self.network.regression(condition, crops if self.patched_mean else None)
+        mean = mean if self.patched_mean else crops.cut(mean)
         condition = condition._replace(mean=mean)
         residual = (crops.cut(batch["target"]) - mean) / self.network.residual_scale
         diffusion = self.network.diffusion
