@@ -131,6 +131,11 @@ def test_members_together_are_those_alone(model, coarse, patch, batches):
     assert seen == batches
 
 
+def test_patches_of_a_member_are_taken_together(model):
+    """As many as make 256 x 256 cells, whatever the members are."""
+    assert [model.tiling(patch).at_once for patch in (None, (32, 32), (256, 256), (512, 256))] == [1, 64, 1, 1]
+
+
 def test_patches_together_do_not_take_more_members(model, coarse, monkeypatch):
     """Memory is that of as many patches as asked for, not of as many members."""
     monkeypatch.setattr(downscaling, "_is_patch", lambda patch: True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -235,20 +236,21 @@ class Downscaler(Model):
             insolation = insolation.flatten()[cells][None]
         return bound(self.scale_fine.inverse(fields.float()), self.fine, insolation)
 
-    def tiling(self, patch: tuple[int, int] | None = None, together: int = 1) -> TilingConfig:
+    def tiling(self, patch: tuple[int, int] | None = None, together: int | None = None) -> TilingConfig:
         """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size.
 
         Parameters
         ----------
         patch : (int, int), optional
-        together : int
-            Patches per network call; of a domain that is one patch: members.
+        together : int, optional
+            Patches per network call; of a domain that is one patch: members. Default: as many as have the cells of one of 256
+            x 256, since small ones leave a processor idle.
         """
         patch = patch or self.patch or ((_PATCH, _PATCH) if self._is_large else None)
         if patch is None:
-            return TilingConfig(at_once=together)
-        overlap = min(32, min(patch) // 4)
-        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4), at_once=together)
+            return TilingConfig(at_once=together or 1)
+        overlap, at_once = min(32, min(patch) // 4), together or max(1, _PATCH**2 // math.prod(patch))
+        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4), at_once=at_once)
 
     @property
     def _is_large(self) -> bool:

@@ -59,7 +59,7 @@ def downscale(
     coherence: float | None = None,
     source: xr.Dataset | tuple[xr.Dataset, xr.Dataset] | None = None,
     patch: tuple[int, int] | None = None,
-    together: int = 1,
+    together: int | None = None,
     rh_phase: str | None = None,
     device: str | None = None,
     progress: bool | None = None,
@@ -95,8 +95,9 @@ def downscale(
     patch : (int, int), optional
         Rows and columns of the patches that a large domain is sampled in, which bound memory; default: as in training, 256 for
         domains of more than 512 x 512 cells, else the whole domain.
-    together : int
-        Members per network call, of a domain in patches: patches per network call; for a GPU.
+    together : int, optional
+        Members per network call, of a domain in patches: patches per network call; for a GPU. By default one member, so that
+        it does not depend on the others by rounding, or those of its patches that have the cells of one of 256 x 256.
     rh_phase, device
         As for `xscalemixer.forecast`.
     progress : bool, optional
@@ -268,7 +269,7 @@ class _Settings:
     seed: int
     solver: SolverConfig | None
     coherence: float | None
-    together: int
+    together: int | None
     patch: tuple[int, int] | None
 
     @classmethod
@@ -281,13 +282,13 @@ class _Settings:
         solver = None if solver is None else solver_of(solver, problems)
         if coherence is not None and not _is_positive(coherence):
             problems.append(f"coherence={coherence!r}; needed a positive number of hours, math.inf, or None")
-        if not isinstance(together, Integral) or isinstance(together, bool) or together < 1:
-            problems.append(f"together={together!r}; needed a whole number from 1")
+        if together is not None and (not isinstance(together, Integral) or isinstance(together, bool) or together < 1):
+            problems.append(f"together={together!r}; needed a whole number from 1, or None")
         if patch is not None and not _is_patch(patch):
             problems.append(f"patch={patch!r}; needed whole numbers of rows and columns, both 16 or more: patch=(256, 256)")
         if problems:
             raise InputError("nothing was downscaled", problems)
-        return cls(numbers, mean, int(seed), solver, coherence, int(together), None if patch is None else tuple(patch))
+        return cls(numbers, mean, int(seed), solver, coherence, together, None if patch is None else tuple(patch))
 
 
 def solver_of(solver, problems: list[str]) -> SolverConfig | None:
@@ -390,10 +391,7 @@ class _Job:
         """
         # those of the first items: a scan over all of them begins anew with each member, when the latest ones are the farthest
         means: dict[int, Tensor | None] = {}
-        numbers, size = (
-            self.settings.members,
-            math.ceil(self.settings.together / len(Tiling(self.tiling, self.model.fine.grid.shape))),
-        )
+        numbers, size = self.settings.members, self._members_together
         for first in range(0, numbers.size, size):
             group = range(first, min(first + size, numbers.size))
             for item, place in enumerate(np.ndindex(self.shape)):
@@ -413,6 +411,11 @@ class _Job:
     def tiling(self) -> TilingConfig:
         """How the domain is covered, and how much a network call takes."""
         return self.model.tiling(self.settings.patch, self.settings.together)
+
+    @property
+    def _members_together(self) -> int:
+        patches = len(Tiling(self.tiling, self.model.fine.grid.shape))
+        return math.ceil((self.settings.together or 1) / patches)
 
     @property
     def _kept(self) -> int:
