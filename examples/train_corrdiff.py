@@ -207,8 +207,8 @@ def card(name: str, task: Task, model) -> str:
             f"# {name}", "", task.what, "",
             "| | |", "|---|---|", *(f"| {word} | {text} |" for word, text in rows), "",
             f"On validation data, which spread and solver were fitted to ({found['samples']} x {found['members']} members):", "",
-            "| variable | factor | CRPS / error of the regression before | after | spread / error before | after |", "|---" * 6 + "|",
-            *scores, "",
+            "| variable | factor | CRPS / error of the regression before | after | spread / error before | after |",
+            "|---" * 6 + "|", *scores, "",
         ]
     )  # fmt: skip
 
