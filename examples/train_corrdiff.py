@@ -104,7 +104,7 @@ def chain(options: argparse.Namespace) -> Task:
     what = (
         f"From forecasts of {options.model} to ensembles that spread as it errs, in a twin world; not verified on real weather."
     )
-    return Task(what, pair, {"inputs": OUTPUTS, "test": TEST, **LATER, **PATCHES}, TEST, OUTPUTS, shares=(0.5, 0.5))
+    return Task(what, pair, {"inputs": OUTPUTS, "test": TEST, **LATER, **PATCHES}, TEST, OUTPUTS, shares=(0.25, 0.35))
 
 
 def hindcasts(tree: xr.DataTree, options: argparse.Namespace) -> xr.Dataset:
