@@ -46,8 +46,8 @@ _STATICS = ("orog", "lsm")
 class Met2NetStage(OneStage):
     """A stage of Met2Net; while validating, all that forecast are measured alike: by the error of the forecast.
 
-    So the best weights of each way of training are chosen by the same number. Parts while validating: those of the stage,
-    mean square error of each channel and of persistence, normalized. Autoencoders are measured by their reconstruction.
+    So the best weights of each way of training are chosen by the same number. Parts while validating: mean square error of each
+    channel and of persistence, normalized. Autoencoders are measured by their reconstruction.
 
     Parameters
     ----------
@@ -64,13 +64,12 @@ class Met2NetStage(OneStage):
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a batch of `samples.Sequences`."""
-        value, parts = super().loss(batch)
         if self.training or self.stage == "autoencoder":
-            return value, parts
+            return super().loss(batch)
         past, future = batch["past"], batch["future"]
         error = (self.objective.network(past) - future).square().mean((0, 1, 3, 4))
         persistence = (past[:, -1:] - future).square().mean()
-        return error.mean(), {**parts, "persistence": persistence, **dict(zip(self.channels, error, strict=True))}
+        return error.mean(), {"persistence": persistence, **dict(zip(self.channels, error, strict=True))}
 
 
 @dataclass(frozen=True)
