@@ -1,4 +1,4 @@
-"""Errors as OpenSTL defines them: sums over variables and cells, roots of each batch."""
+"""Errors as OpenSTL defines them: sums over variables and cells, one root or that of each batch."""
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ def test_spatial_norm_gives_the_usual_means():
 
 def test_root_is_taken_in_each_batch():
     assert errors_of(3.0, 5.0, batch=2, spatial_norm=True)["rmse"] == pytest.approx(np.sqrt(17))
+    assert errors_of(3.0, 5.0, spatial_norm=True)["rmse"] == pytest.approx(np.sqrt(17))
     assert errors_of(3.0, 5.0, batch=1, spatial_norm=True)["rmse"] == pytest.approx(4)
     assert errors_of(3.0, 5.0, batch=1, spatial_norm=True)["mse"] == pytest.approx(17)
 

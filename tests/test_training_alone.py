@@ -13,6 +13,7 @@ from worlds import HOUR, START, globe
 
 import xscalemixer as xsm
 from xscalemixer.__main__ import main
+from xscalemixer.conform import conform
 from xscalemixer.errors import GridError, InputError, TimeError
 from xscalemixer.grids import Grid
 from xscalemixer.nn.met2net import Met2Net, Met2NetObjective
@@ -20,6 +21,7 @@ from xscalemixer.samples import LazyFields, Sequences, Series, sequence_starts
 from xscalemixer.training.alone import Met2NetStage, RegionAlone
 from xscalemixer.training.config import config_of
 from xscalemixer.variables import REGIONAL, Schema
+from xscalemixer.verification.openstl import openstl_errors
 
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
 HOURS = START + np.arange(1, 37) * HOUR
@@ -268,6 +270,14 @@ def test_weatherbench_files_train_the_published_network(weatherbench):
     fc = ds.scalemixer.forecast(3, model=model)
     assert fc["r"].sizes["level"] == 1 and fc["r"]["level"].attrs["units"] == "hPa"
     assert fc["t2m"].sizes == {"reference_time": 1, "lead_time": 3, "latitude": 32, "longitude": 64}
+    starts = np.datetime64("2011-01-01T03", "ns") + np.arange(0, 8, 2) * HOUR
+    hc = ds.scalemixer.hindcast(starts, 2, model=model)
+    truth = conform(ds, model.inner.schema)[0]["r"].sel(time=hc["valid_time"])
+    assert truth.shape == hc["r"].shape == (4, 2, 1, 32, 64)
+    np.testing.assert_allclose(truth["latitude"], hc["latitude"])
+    np.testing.assert_allclose(truth["longitude"] % 360, hc["longitude"] % 360)
+    errors = openstl_errors(100 * hc["r"].values, 100 * truth.values, spatial_norm=True)
+    assert errors["mse"] == pytest.approx(1e4 * float(((hc["r"] - truth.values) ** 2).mean()), rel=1e-5)
 
 
 def test_the_example_has_the_published_settings_and_opens_the_files(weatherbench, monkeypatch):
