@@ -70,8 +70,10 @@ def draw_fields(shown: dict[str, xr.Dataset], title: str, file: Path) -> None:
         "wind speed (m/s)": ("viridis", lambda ds: np.hypot(ds["u10"], ds["v10"])),
         "ssrd (W/m2)": ("inferno", lambda ds: ds["ssrd"] if "ssrd" in ds else np.nan * ds["t2m"]),
     }
+    if "ssrd" not in shown["truth"]:
+        del fields["ssrd (W/m2)"]
     plt = pyplot()
-    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.4 * len(shown), 9), layout="constrained")
+    figure, panels = plt.subplots(len(fields), len(shown), figsize=(3.4 * len(shown), 3 * len(fields)), layout="constrained")
     for row, (words, (colors, field)) in zip(panels, fields.items(), strict=True):
         real = field(shown["truth"])
         scale = {"vmin": float(real.min()), "vmax": float(real.max()), "cmap": colors}

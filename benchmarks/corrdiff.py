@@ -96,11 +96,16 @@ def at_lead_zero(ds: xr.Dataset) -> xr.Dataset:
     return ds
 
 
+def shown_in(systems: dict[str, xr.Dataset]) -> list[str]:
+    """Variables of the tables."""
+    return [v for v in OUTPUTS if v in systems["CorrDiff"]]
+
+
 def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     """MAE and fair CRPS of every system, and the ratio of CRPS to the MAE of those without members, beside the paper's."""
-    rows = {name: {} for name in systems}
+    rows, outputs = {name: {} for name in systems}, shown_in(systems)
     for name, ds in systems.items():
-        shown = [v for v in OUTPUTS if v in ds]
+        shown = [v for v in outputs if v in ds]
         ensemble = "member" in ds.dims
         metrics = ["mae", "crps_fair", "spread_skill"] if ensemble else ["mae"]
         found = xsm.score(ds, truth, variables=shown, metrics=metrics, by=("variable",), draws=1)
@@ -109,21 +114,21 @@ def tables(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
             mae = float(found[v].sel(metric="mae")) * scale
             crps = float(found[v].sel(metric="crps_fair")) * scale if ensemble else mae
             rows[name][v] = (mae, crps, float(found[v].sel(metric="spread_skill")) if ensemble else np.nan)
-    names = heads(OUTPUTS)
+    names = heads(outputs)
     parts = []
     for title, i in (("MAE (of the ensemble mean)", 0), ("CRPS", 1), ("spread / error", 2)):
         lines = [[title, *names]]
         lines += [
-            [name, *(f"{row[v][i]:.3g}" if v in row and np.isfinite(row[v][i]) else "-" for v in OUTPUTS)]
+            [name, *(f"{row[v][i]:.3g}" if v in row and np.isfinite(row[v][i]) else "-" for v in outputs)]
             for name, row in rows.items()
         ]
         parts.append(markdown(lines))
-    lines = [["CRPS of CorrDiff / MAE of", *OUTPUTS]]
+    lines = [["CRPS of CorrDiff / MAE of", *outputs]]
     lines += [[name, *ratios(systems["CorrDiff"], ds, truth)] for name, ds in systems.items() if "member" not in ds.dims]
     lines.append(
         ["mean of its members", *ratios(systems["CorrDiff"], systems["CorrDiff"].mean("member", keep_attrs=True), truth)]
     )
-    parts.append(markdown([*lines, ["paper, Taiwan: regression (radar 0.69)", *(str(PAPER.get(v, "-")) for v in OUTPUTS)]]))
+    parts.append(markdown([*lines, ["paper, Taiwan: regression (radar 0.69)", *(str(PAPER.get(v, "-")) for v in outputs)]]))
     return "\n\n".join(parts)
 
 
@@ -145,66 +150,66 @@ def ratios(members: xr.Dataset, other: xr.Dataset, truth: xr.Dataset) -> list[st
         value = crps.sum() / mae.sum()
         low, high = value + widening(blocks) * (np.percentile(counts @ crps / (counts @ mae), (2.5, 97.5)) - value)
         cells[v] = f"{value:.2f} [{low:.2f}, {high:.2f}]" if blocks >= 3 else f"{value:.2f}"
-    return [cells.get(v, "-") for v in OUTPUTS]
+    return [cells.get(v, "-") for v in OUTPUTS if v in members]
 
 
 def by_lead(members: xr.Dataset, truth: xr.Dataset) -> str:
     """Spread, and its ratio to the error, by lead time; nothing for analyses."""
     if members.sizes["lead_time"] == 1:
         return ""
-    found = xsm.score(members, truth, variables=OUTPUTS, metrics=["spread", "spread_skill"], draws=1)
+    outputs = [v for v in OUTPUTS if v in members]
+    found = xsm.score(members, truth, variables=outputs, metrics=["spread", "spread_skill"], draws=1)
     lines = [["spread (over error)", *(f"{h} h" for h in found["lead_time"].values)]]
-    for v, head in zip(OUTPUTS, heads(OUTPUTS), strict=True):
+    for v, head in zip(outputs, heads(outputs), strict=True):
         spread, skill = found[v].sel(metric="spread").values * unit(v)[1], found[v].sel(metric="spread_skill").values
         lines.append([head, *(f"{a:.3g} ({b:.2f})" for a, b in zip(spread, skill, strict=True))])
     return markdown(lines)
 
 
 def tails(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
-    """The 99.9 % quantiles of wind speed and radiation."""
-    lines = [["99.9 % quantile", "wind (m/s)", "ssrd (W/m2)"]]
+    """The 99.9 % quantiles of wind speed and, where there is one, radiation."""
+    words = {"ws10": "wind (m/s)", "ssrd": "ssrd (W/m2)"}
+    names = [v for v in words if v == "ws10" or v in systems["CorrDiff"]]
+    lines, known = [["99.9 % quantile", *(words[v] for v in names)]], {}
     for name, ds in systems.items():
-        cells = []
-        for v in ("ws10", "ssrd"):
-            if v == "ssrd" and v not in ds:
-                cells.append(("-", None))
-                continue
+        cells = {v: "-" for v in names}
+        for v in (v for v in names if v == "ws10" or v in ds):
             found = quantiles(ds, truth, [TAIL], variables=[v])[v].isel(quantile=0).mean("lead_time")
-            cells.append((f"{float(found.sel(source='forecast')):.4g}", float(found.sel(source="truth"))))
-        lines.append([name, *(text for text, _ in cells)])
-        last = [known for _, known in cells]
-    lines.append(["truth", *(f"{value:.4g}" for value in last)])
+            cells[v], known[v] = f"{float(found.sel(source='forecast')):.4g}", float(found.sel(source="truth"))
+        lines.append([name, *cells.values()])
+    lines.append(["truth", *(f"{known[v]:.4g}" for v in names)])
     return markdown(lines)
 
 
 def ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     """How often the truth lies outside of all members, over what chance gives."""
-    lines = [["truth outside of the members, over chance", *OUTPUTS]]
+    outputs = shown_in(systems)
+    lines = [["truth outside of the members, over chance", *outputs]]
     for name, ds in systems.items():
         if "member" in ds.dims:
-            found = rank_histogram(ds, truth, variables=OUTPUTS).mean("lead_time")
-            outside = [float(found[v].isel(rank=[0, -1]).sum()) * (ds.sizes["member"] + 1) / 2 for v in OUTPUTS]
+            found = rank_histogram(ds, truth, variables=outputs).mean("lead_time")
+            outside = [float(found[v].isel(rank=[0, -1]).sum()) * (ds.sizes["member"] + 1) / 2 for v in outputs]
             lines.append([name, *(f"{value:.2f}" for value in outside)])
     return markdown(lines)
 
 
 def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> tuple[str, xr.Dataset]:
     """Variance of the shortest complete third of the waves over that of the truth; and the spectra."""
-    schema = Schema.of(*OUTPUTS)
-    fine, _ = conform(truth, schema)
+    outputs = shown_in(systems)
+    fine, _ = conform(truth, Schema.of(*outputs))
     one = systems["CorrDiff"]
     times = (one["reference_time"] + one["lead_time"] * HOUR).values.flatten()  # some more than once, as in the forecasts
-    known = power_spectrum(fine[list(OUTPUTS)].sel(time=times)).mean("time")
-    lines, kept = [["variance of short waves, over the truth", *OUTPUTS]], {"truth": known}
+    known = power_spectrum(fine[outputs].sel(time=times)).mean("time")
+    lines, kept = [["variance of short waves, over the truth", *outputs]], {"truth": known}
     for name, ds in systems.items():
-        shown = [v for v in OUTPUTS if v in ds]
+        shown = [v for v in outputs if v in ds]
         found = power_spectrum(ds[shown])
         found = found.mean([dim for dim in found.dims if dim != "wavenumber"])
         kept[name] = found
         whole = np.flatnonzero(found["complete"].values)
         short = whole[-max(1, whole.size // 3) :]
         sums = {v: [float(ds[v].isel(wavenumber=short).sum()) for ds in (found, known)] for v in shown}
-        lines.append([name, *(f"{sums[v][0] / sums[v][1]:.2f}" if v in sums and sums[v][1] else "-" for v in OUTPUTS)])
+        lines.append([name, *(f"{sums[v][0] / sums[v][1]:.2f}" if v in sums and sums[v][1] else "-" for v in outputs)])
     power = xr.concat([ds.assign_coords(system=name) for name, ds in kept.items()], "system", join="override")
     return markdown(lines), power
 
@@ -215,54 +220,59 @@ def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> tuple[str, xr.
 def draw_maps(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> None:
     """One valid time of temperature, wind speed and radiation: input, regression, two members, truth."""
     members = systems["CorrDiff"]
-    noon = {"reference_time": members["reference_time"][_brightest(members)], "lead_time": members["lead_time"][-1]}
+    noon = {"reference_time": members["reference_time"][_warmest(members)], "lead_time": members["lead_time"][-1]}
     valid = noon["reference_time"].values + int(noon["lead_time"]) * HOUR
     shown = {name: ds.sel(noon) for name, ds in systems.items() if "member" not in ds.dims}
     shown |= {f"member {i}": members.sel(noon).isel(member=i) for i in (0, 1)}
-    shown["truth"], _ = conform(truth.sel(time=valid), Schema.of(*OUTPUTS))
+    shown["truth"], _ = conform(truth.sel(time=valid), Schema.of(*shown_in(systems)))
     draw_fields(shown, f"{str(valid)[:13]} UTC", file)
 
 
 def draw_ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) -> None:
     """How often the truth has each rank among the members, over chance, before and after calibration."""
-    plt = pyplot()
+    plt, outputs = pyplot(), shown_in(systems)
     figure, panels = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained", sharex=True)
     for name, color in ((RAW, "C1"), ("CorrDiff", "C0")):
-        found = rank_histogram(systems[name], truth, variables=OUTPUTS).mean("lead_time")
+        found = rank_histogram(systems[name], truth, variables=outputs).mean("lead_time")
         edges = np.linspace(0, 1, found.sizes["rank"] + 1)
-        for panel, v in zip(panels.flat, OUTPUTS, strict=False):
+        for panel, v in zip(panels.flat, outputs, strict=False):
             panel.stairs(found[v] * found.sizes["rank"], edges, label=name, color=color, lw=1.5)
             panel.axhline(1, color="k", lw=0.5)
             panel.set(title=v, ylim=(0, None))
-    panels[1, 3].axis("off")
-    panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+    _finish(panels, len(outputs))
     figure.supxlabel("share of the members below the truth")
     figure.supylabel("frequency, over chance")
     figure.savefig(file, dpi=70)
     plt.close(figure)
 
 
-def _brightest(fc: xr.Dataset) -> int:
-    """The start whose last lead has the most sun."""
-    return int(fc["ssrd"].isel(lead_time=-1, member=0).mean(["latitude", "longitude"]).values.argmax())
+def _warmest(fc: xr.Dataset) -> int:
+    """The start whose last lead is the warmest, for it has the sun."""
+    return int(fc["t2m"].isel(lead_time=-1, member=0).mean(["latitude", "longitude"]).values.argmax())
 
 
 def draw_spectra(power: xr.Dataset, file: Path) -> None:
     """Power of each variable by wavelength."""
     plt = pyplot()
     figure, panels = plt.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
-    whole = power.isel(wavenumber=power["complete"].values)
-    for panel, name in zip(panels.flat, OUTPUTS, strict=False):
+    whole, outputs = power.isel(wavenumber=power["complete"].values), [v for v in OUTPUTS if v in power]
+    for panel, name in zip(panels.flat, outputs, strict=False):
         for color, system in zip(("k", "C0", "C1", "C2", "C3"), whole["system"].values.tolist(), strict=True):
             line = whole[name].sel(system=system)
             if np.isfinite(line).all():  # cloud and radiation are not interpolated
                 panel.loglog(whole["wavelength"], line, label=system, color=color)
         panel.invert_xaxis()
         panel.set(title=name, xlabel="wavelength (km)")
-    panels[1, 3].axis("off")
-    panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
+    _finish(panels, len(outputs))
     figure.savefig(file, dpi=70)
     plt.close(figure)
+
+
+def _finish(panels: np.ndarray, used: int) -> None:
+    """The legend in the last panel, nothing in those without a variable."""
+    for panel in panels.flat[used:]:
+        panel.axis("off")
+    panels[1, 3].legend(*panels[0, 0].get_legend_handles_labels(), loc="center", frameon=False)
 
 
 def main() -> None:

@@ -78,6 +78,16 @@ def test_by_lead_time(benchmark, systems, truth):
     assert first[1].strip() == "t2m (K)" and [float(cell.split()[0]) for cell in first[2:4]] == pytest.approx([2.0, 2.0], abs=0.1)
 
 
+def test_a_model_without_radiation(benchmark, systems, truth, tmp_path):
+    few = {name: ds.drop_vars(["tcc", "ssrd"]) for name, ds in systems.items()}
+    assert benchmark.tails(few, truth).splitlines()[0] == "| 99.9 % quantile | wind (m/s) |"
+    for text in (benchmark.tables(few, truth), benchmark.ranks(few, truth), benchmark.spectra(few, truth)[0]):
+        assert "tcc" not in text and "sp" in text
+    for name, draw in (("ranks", benchmark.draw_ranks), ("maps", benchmark.draw_maps)):
+        draw(few, truth, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
 def test_pictures(benchmark, systems, truth, tmp_path):
     power = benchmark.spectra(systems, truth)[1]
     for name, draw in (("ranks", benchmark.draw_ranks), ("maps", benchmark.draw_maps)):

@@ -249,8 +249,8 @@ class Downscaler(Model):
         patch = patch or self.patch or ((_PATCH, _PATCH) if self._is_large else None)
         if patch is None:
             return TilingConfig(at_once=together or 1)
-        overlap, at_once = min(32, min(patch) // 4), together or max(1, _PATCH**2 // math.prod(patch))
-        return TilingConfig(patch=patch, overlap=overlap, margin=min(4, overlap // 4), at_once=at_once)
+        overlap, at_once = min(32, min(patch) // 2), together or max(1, _PATCH**2 // math.prod(patch))
+        return TilingConfig(patch=patch, overlap=overlap, margin=overlap // 8, at_once=at_once)
 
     @property
     def _is_large(self) -> bool:
