@@ -242,6 +242,16 @@ def test_all_bad_settings_at_once(model, coarse):
         xsm.downscale(coarse, 0, model=model, coherence=-1, together=0)
 
 
+def test_a_result_that_takes_much_memory_is_told(model, coarse, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(downscaling, "_LARGE", 4 * 2 * 3 * 3 * 12 * 16 - 1)  # members, times, channels, cells
+    xsm.downscale(coarse, 2, model=model)
+    assert 'members: the result takes 0 GB of memory. Stream it to disk: to="ens.zarr"' in caplog.text
+    caplog.clear()
+    xsm.downscale(coarse, 2, model=model, to=tmp_path / "ens.zarr")
+    xsm.downscale(coarse, 1, model=model)
+    assert "GB of memory" not in caplog.text
+
+
 def test_missing_levels_and_variables(model, coarse):
     with pytest.raises(SchemaError, match="850"):
         xsm.downscale(coarse.sel(level=[500.0]), 1, model=model)

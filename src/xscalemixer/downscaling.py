@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 DEFAULTS = {False: "corrdiff-twin-ea", True: "corrdiff-twin-ea-chain"}  # for analyses, and for forecasts
 _KEPT = 2**28  # bytes of means that are kept for the next member
+_LARGE = 2**32  # bytes of a result in memory that are told
 _BEYOND = 0.5  # standard deviations beyond the range of training from which on it is told
 SOLVERS = {"heun": SolverConfig(), "fast": SolverConfig.fast()}
 
@@ -132,6 +133,8 @@ def downscale(
     model.to(device_of(device))
     job = _Job(model, coarse, coarse.values(), settings, stats)
     digest = job.survey(report)
+    if to is None and job.nbytes > _LARGE:
+        report.warn("members", f"the result takes {job.nbytes / 1e9:.0f} GB of memory", 'Stream it to disk: to="ens.zarr"')
     for finding in report.select("warning"):
         log.warning("%s", finding)
     describe = _Description(job, _provenance(job, report, digest))
@@ -347,6 +350,12 @@ class _Job:
         return starts, self.coarse.time.size // starts
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the result."""
+        fields = self.coarse.time.size * self.settings.members.size
+        return 4 * fields * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape)
+
+    @property
     def dims(self) -> tuple[str, ...]:
         return ("reference_time", "lead_time") if self.coarse.forecast else ("time",)
 
@@ -419,7 +428,7 @@ class _Job:
 
     @property
     def _kept(self) -> int:
-        return max(1, _KEPT // (4 * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape)))
+        return max(1, _KEPT * self.coarse.time.size * self.settings.members.size // self.nbytes)
 
     def _condition(self, item: int, mean: Tensor | None) -> Condition:
         inputs = self.model.inputs(
