@@ -29,9 +29,9 @@ __all__ = ["calibrate"]
 
 _CELLS = 4096  # cells of a sample that are looked at, at most
 _CHURN = (0.0, 10.0, 40.0)
-log = logging.getLogger(__name__)
-
 _TRIED = 2.0 ** (np.arange(-16, 17) / 8)  # factors, 1 among them
+
+log = logging.getLogger(__name__)
 
 
 def calibrate(

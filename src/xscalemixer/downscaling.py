@@ -350,10 +350,14 @@ class _Job:
         return starts, self.coarse.time.size // starts
 
     @property
+    def field_bytes(self) -> int:
+        """Of all channels of one member at one time."""
+        return 4 * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape)
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of the result."""
-        fields = self.coarse.time.size * self.settings.members.size
-        return 4 * fields * len(self.model.fine.schema) * math.prod(self.model.fine.grid.shape)
+        """Of the result."""
+        return self.field_bytes * self.coarse.time.size * self.settings.members.size
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -428,7 +432,7 @@ class _Job:
 
     @property
     def _kept(self) -> int:
-        return max(1, _KEPT * self.coarse.time.size * self.settings.members.size // self.nbytes)
+        return max(1, _KEPT // self.field_bytes)
 
     def _condition(self, item: int, mean: Tensor | None) -> Condition:
         inputs = self.model.inputs(
@@ -592,13 +596,13 @@ def _surveyed(past: Coarse, model: Downscaler) -> Stats:
 
 def _warn_of_season(past: Coarse, model: Downscaler, report: Report) -> None:
     """Months that only one of source and training has."""
-    runs = model.about.get("trained_on", [])
-    days = [np.arange(np.datetime64(a, "D"), np.datetime64(b, "D") + 1) for run in runs[-1:] for a, b in run.get("train", [])]
-    months = (
-        [set((time.astype("M8[M]").astype(int) % 12 + 1).tolist()) for time in (np.concatenate(days), past.time)] if days else []
-    )
-    if len(set(map(tuple, map(sorted, months)))) > 1:
-        of_training, own = (", ".join(calendar.month_abbr[month] for month in sorted(each)) for each in months)
+    (run,) = model.about.get("trained_on", [])[-1:] or [{}]
+    days = [np.arange(np.datetime64(a, "D"), np.datetime64(b, "D") + 1) for a, b in run.get("train", [])]
+    if not days:
+        return
+    numbers = [np.unique(time.astype("M8[M]").astype(int) % 12 + 1).tolist() for time in (np.concatenate(days), past.time)]
+    of_training, own = (", ".join(calendar.month_abbr[number] for number in each) for each in numbers)
+    if own != of_training:
         found = f"it has {own}, training had {of_training}: what seasons differ by would be removed as its bias"
         report.warn("source", found, "Give fields of the system of training at the same times too: source=(archive, reference)")
 
