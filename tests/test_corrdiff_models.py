@@ -40,11 +40,12 @@ def test_members_differ_but_not_by_more_than_weather_does(members):
 
 def test_what_was_known_is_kept_and_what_was_not_is_added(members):
     """Means over large cells are those of the input; short waves are there in the members and not in the interpolated input."""
-    given, _ = conform(xsm.sample(), xsm.load(PLAIN).coarse.schema)
+    model = xsm.load(PLAIN)
+    given = conform(xsm.sample(), model.coarse.schema)[0]
     away = xsm.regrid(members.isel(member=0), COARSE)["t2m"] - xsm.regrid(given[["t2m"]], COARSE)["t2m"]
     assert float(abs(away).mean()) < 2.0
-    plain = xsm.regrid(given[["t2m"]], xsm.load(PLAIN).fine.grid)
-    power = [power_spectrum(ds[["t2m"]].isel(time=0))["t2m"] for ds in (plain, members.isel(member=0))]
+    plain = xsm.regrid(xsm.regrid(given[["t2m"]], model.coarse.grid), model.fine.grid)
+    power = [power_spectrum(ds[["t2m"]].squeeze())["t2m"] for ds in (plain, members.isel(member=0))]
     short = power[0]["wavelength"] < 500
     assert float(power[1][short].sum()) > 2 * float(power[0][short].sum())
 

@@ -17,7 +17,7 @@ from xscalemixer.samples import Fields, LazyFields
 from xscalemixer.state import HOUR, fields_of
 from xscalemixer.variables import Schema
 
-__all__ = ["Coarse", "Interpolated"]
+__all__ = ["Coarse", "Interpolated", "origin_of"]
 
 _COVER = "Give data that cover it, or choose another model"
 _HELD = 2**30  # bytes of coarse fields that are read at once and kept
@@ -88,8 +88,7 @@ class Coarse:
         starts = [part["reference_time"].values[0] for part in parts] if forecast else []
         reference = np.repeat(starts, [piece.sizes["time"] for piece in pieces]).astype(time.dtype) if forecast else time
         lead = ((time - reference) / HOUR).astype("int64")
-        origin = str(ds.attrs.get("model", "")) if forecast else ""
-        return cls(whole, schema, reference, lead, forecast, bool((whole["longitude"] < 0).any()), origin)
+        return cls(whole, schema, reference, lead, forecast, bool((whole["longitude"] < 0).any()), origin_of(ds))
 
     @property
     def time(self) -> np.ndarray:
@@ -132,6 +131,11 @@ class Coarse:
         if lazy and self.nbytes > memory:
             return LazyFields(self.ds, self.schema)
         return fields_of(self.ds, self.schema)
+
+
+def origin_of(ds: xr.Dataset) -> str:
+    """Name of the model of this library that made a forecast; empty for analyses and for forecasts of others."""
+    return str(ds.attrs.get("model", "")) if is_forecast(ds) else ""
 
 
 class Interpolated:

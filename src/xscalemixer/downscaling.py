@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from xscalemixer.coarse import Coarse, Interpolated
+from xscalemixer.coarse import Coarse, Interpolated, origin_of
 from xscalemixer.conform import require_dataset, valid_times
 from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, TimeError
@@ -40,7 +40,7 @@ __all__ = ["downscale", "downscaler_of", "downscaling_pair", "seeds_of", "solver
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = {False: "corrdiff-twin-ea", True: "corrdiff-twin-ea-chain"}  # for analyses, and for forecasts
+DEFAULTS = {False: "corrdiff-twin-ea", True: "corrdiff-twin-ea-chain"}  # for coarse fields, and for forecasts of this library
 _KEPT = 2**28  # bytes of means that are kept for the next member
 _LARGE = 2**32  # bytes of a result in memory that are told
 _BEYOND = 0.5  # standard deviations beyond the range of training from which on it is told
@@ -75,8 +75,8 @@ def downscale(
         Their number, or which: ``members=[7]`` makes again the eighth of 16 (they count from 0). ``"mean"``: the regression
         alone, without a dimension ``member``.
     model : str, path or Downscaler, optional
-        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: "corrdiff-twin-ea", of forecasts
-        "corrdiff-twin-ea-chain".
+        Name from ``xsm.models()``, a saved folder, or a model in hand. Default: "corrdiff-twin-ea", which takes forecasts of
+        other systems for analyses at their valid times; for forecasts of this library "corrdiff-twin-ea-chain".
     to : path, optional
         Stream to this Zarr store, member by member; memory does not grow with their number.
     resume, overwrite : bool
@@ -122,7 +122,7 @@ def downscale(
     settings = _Settings.of(members, seed, solver, coherence, together, patch)
     require_store(to, resume or overwrite)
     require_dataset(ds)
-    model = downscaler_of(model, forecast=is_forecast(ds))
+    model = downscaler_of(model, bool(origin_of(ds)))
     model.require_lead(is_forecast(ds), "nothing was downscaled")
     report = Report(f"input for {model.name!r}")
     coarse = Coarse.of(ds, model.coarse.schema, report, "input", rh_phase=rh_phase)
