@@ -44,6 +44,7 @@ import torch
 import twin_ea
 import xarray as xr
 from common import HOUR, cost, counted, markdown, note, pyplot, saved, starts_within, unit
+from twin_ea import BLOCKS, VARIABLES
 
 import xscalemixer as xsm
 from xscalemixer.moving_shapes import CHANNELS, MovingShapes
@@ -58,13 +59,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import TEST, TRAIN, VALIDATION, read_twin_world
 
 REGIONAL_ONLY = "ScaleMixer regional-only"
-BLOCKS = {"later run": (("2002-07-01", "2002-08-07"),), "test blocks": TEST}  # scored apart, see benchmarks/twin_ea.py
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
 SAVE = 50  # updates between checkpoints
 PAIRS = "Intervals reach from the lowest to the highest bound over all pairs of seeds."
 CLAIM = "The paper claims 28.82 % (t2m) and 23.39 % (r) less than the best before it, on WeatherBench; these are other data."
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "met2net-twin-ea.md"
-VARIABLES = ["t2m", "u10", "v10", "q2m", "sp", "tcc", "ssrd"]
 
 
 @dataclass(frozen=True)

@@ -56,16 +56,13 @@ def models(region: Region, base: xsm.RegionalForecaster) -> dict[str, xsm.Region
     config = xsm.Met2NetTrainConfig(
         name="here", variables=tuple(region.variables), network=SMALL, stages=(stage,), check_every=60, **periods
     )
-    tuned = xsm.finetune(region.truth, base, missing=region.settings["missing"], epochs=5, **periods)
+    tune = lambda **how: xsm.finetune(region.truth, base, missing=region.settings["missing"], **periods, **how)
+    five = tune(epochs=5)
     return {
         "trained here": xsm.train(config, region.truth),
-        "fine-tuned, 5 epochs": tuned,
-        "fine-tuned, rates of training": xsm.finetune(
-            region.truth, base, missing=region.settings["missing"], stages=(stage,), **periods
-        ),
-        "fine-tuned, 5 epochs at a third of the rates": xsm.finetune(
-            region.truth, base, missing=region.settings["missing"], stages=stages_of(tuned, 1 / 3), **periods
-        ),
+        "fine-tuned, 5 epochs": five,
+        "fine-tuned, 5 epochs at a third of the rates": tune(stages=stages_of(five, 1 / 3)),
+        "fine-tuned, rates of training": tune(stages=(stage,)),
     }
 
 
