@@ -1,16 +1,18 @@
 """CorrDiff on twin world A and on HRRR: its models scored on held-out weather.
 
     python benchmarks/corrdiff.py corrdiff-twin-ea DATA --figures docs       # tables, spectra, tails, rank histograms
-    python benchmarks/corrdiff.py corrdiff-twin-ea-chain DATA --later T106   # beside the ScaleMixer it stands on
+    python benchmarks/corrdiff.py corrdiff-twin-ea-chain DATA                # beside the ScaleMixer it stands on
     python benchmarks/corrdiff.py corrdiff-hrrr DATA
 
-The models are those that examples/train_corrdiff.py keeps in --runs, before and after calibration, or makes if they are not
-there; DATA and T106 are the same. A run that was stopped goes on by the same command.
+The models are the shipped ones, or that in the folder --weights; what is drawn is kept in --runs. DATA is that of
+examples/train_corrdiff.py. A run that was stopped goes on by the same command. Before calibration a model has factors of one
+and the solver of the paper.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from pathlib import Path
 
@@ -19,13 +21,18 @@ import xarray as xr
 from common import draw_fields, heads, markdown, pyplot, unit
 
 import xscalemixer as xsm
+from xscalemixer.coarse import Coarse
 from xscalemixer.conform import conform
+from xscalemixer.downscaler import Downscaler
+from xscalemixer.nn.sampling import SolverConfig
+from xscalemixer.reduction import to_sea_level
+from xscalemixer.report import Report
 from xscalemixer.variables import Schema
 from xscalemixer.verification import power_spectrum, quantiles, rank_histogram
 from xscalemixer.verification.bootstrap import resampled_counts, segment_lengths, widening
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, folder_of, options_of, trained
+from train_corrdiff import HOUR, LEADS, OUTPUTS, SETTINGS, TASKS, Task, folder_of, options_of
 
 PAPER = {"t2m": 0.58, "u10": 0.64, "v10": 0.62}  # CRPS over MAE, arXiv 2309.15214; 0.69 for radar reflectivity
 MEMBERS = {"smoke": 2, "cpu": 6, "gpu": 32}
@@ -33,6 +40,7 @@ SCORED_LEADS = (6, 24, 48)
 TAIL = 0.999
 DAY = 4  # starts, six hours apart: a block of the resamples
 RAW = "CorrDiff, not calibrated"
+CARRIED = "bilinear at sea level"
 
 
 def score(name: str, options: argparse.Namespace) -> None:
@@ -40,16 +48,16 @@ def score(name: str, options: argparse.Namespace) -> None:
     task, folder = TASKS[name](options), folder_of(name, options)
     source, truth = held_out(task, options), task.pair["target"].to_dataset()
     run = {"device": SETTINGS[options.setting].device}
-    raw, fitted = trained(name, task, options)
+    model = xsm.load(options.weights or name)
     before = "ScaleMixer" if "reference_time" in source.dims else "bilinear"
-    systems = {
-        before: at_lead_zero(on_fine_grid(source, xsm.load(fitted), task.shared)),
-        "regression": at_lead_zero(xsm.downscale(source, "mean", model=fitted, **run)),
-    }
-    for label, model in ((RAW, raw), ("CorrDiff", fitted)):
-        store = folder / f"{model.name}.zarr"
+    systems = {before: at_lead_zero(on_fine_grid(source, model, task.shared))}
+    if before == "bilinear" and model.height is not None:
+        systems[CARRIED] = at_lead_zero(carried(source, model, task.shared))
+    systems["regression"] = at_lead_zero(xsm.downscale(source, "mean", model=model, **run))
+    for label, each in ((RAW, uncalibrated(model)), ("CorrDiff", model)):
+        store = folder / f"{'model' if each is model else 'trained'}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
-        systems[label] = at_lead_zero(xsm.downscale(source, MEMBERS[options.setting], model=model, **more))
+        systems[label] = at_lead_zero(xsm.downscale(source, MEMBERS[options.setting], model=each, **more))
     lines, power = spectra(systems, truth)
     text = [tables(systems, truth), by_lead(systems["CorrDiff"], truth), tails(systems, truth), ranks(systems, truth), lines]
     text = [part for part in text if part]
@@ -60,6 +68,14 @@ def score(name: str, options: argparse.Namespace) -> None:
         draw_maps(systems, truth, options.figures / f"{stem}_maps.png")
         draw_ranks(systems, truth, options.figures / f"{stem}_ranks.png")
         draw_spectra(power, options.figures / f"{stem}_spectra.png")
+
+
+def uncalibrated(model: Downscaler) -> Downscaler:
+    """As it was trained."""
+    raw = copy.deepcopy(model)
+    raw.network.spread.fill_(1.0)
+    raw.solver, raw.sha256 = SolverConfig(), ""
+    return raw
 
 
 def held_out(task: Task, options: argparse.Namespace) -> xr.Dataset:
@@ -84,6 +100,20 @@ def on_fine_grid(source: xr.Dataset, model, channels: tuple[str, ...]) -> xr.Dat
     canonical, report = conform(source, Schema.of(*channels))
     report.raise_errors()
     return xsm.regrid(canonical[list(channels)], grid)
+
+
+def carried(source: xr.Dataset, model: Downscaler, channels: tuple[str, ...]) -> xr.Dataset:
+    """The input, interpolated at sea level and carried back by the same rule: what the regression adds its change to."""
+    report = Report("input")
+    coarse = Coarse.of(source, model.coarse.schema, report, "input").on(model.coarse.grid, report, "input", height=model.height)
+    report.raise_errors()
+    fields = model.interpolate(coarse.values()[:])
+    offset, factor = to_sea_level(model.coarse.schema, model.static["orog"])
+    places = [model.coarse.schema.channels.index(name) for name in channels]
+    axes = {"time": coarse.time, "latitude": model.fine.grid.latitude, "longitude": model.fine.grid.longitude}
+    values = {name: (tuple(axes), fields[:, i] * factor[i] + offset[i]) for name, i in zip(channels, places, strict=True)}
+    found = on_fine_grid(source, model, channels).drop_vars(channels)
+    return found.assign(xr.Dataset(values, axes).assign_coords(found.coords))
 
 
 def at_lead_zero(ds: xr.Dataset) -> xr.Dataset:
@@ -280,6 +310,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=tuple(TASKS))
     options_of(parser)
+    parser.add_argument("--weights", type=Path, help="folder of the model; default: the shipped one")
     parser.add_argument("--figures", type=Path, help="folder for pictures")
     options = parser.parse_args()
     score(options.name, options)

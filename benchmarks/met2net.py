@@ -3,22 +3,16 @@
     python benchmarks/met2net.py shapes RUNS                  # trains and measures; go on by the same command
     python benchmarks/met2net.py rates DATA RUNS              # how the learning rate of the twin world was chosen
     python benchmarks/met2net.py twin DATA RUNS --later T106  # the same on hourly fields, in forecasts of 24 hours
-    python benchmarks/met2net.py twin DATA RUNS --later T106 --figures docs --publish pretrained/met2net-twin-ea
+    python benchmarks/met2net.py whole DATA RUNS --later T106 --figures docs --publish pretrained/met2net-twin-ea
 
 Every way gets the same network, samples, learning rates and number of updates (the explicit one spends half of them on each of
 its stages), three seeds, and is chosen by the error of its forecasts of the validation set. An update does not cost the same:
 the table has CPU minutes, of all processes that a run took. DATA holds the packed twin world, T106 a later run (docs/models.md)
 that is only scored on. Beside them stands ScaleMixer without a driver (coupling "none", the system D of benchmarks/twin_ea.py),
-trained on the same periods, variables and normalization.
+trained on the same periods, variables, cells and normalization. All of that is done on a part of the region, BOX, a third of its
+cells; ``whole`` trains the network that is shipped, on all of them, the implicit way.
 
-CPU minutes on two cores that others used too, for each implicit, joint and explicit run, and for all nine:
-
-======= =========== ======== ===== ======== ==== ==========
-        --setting   implicit joint explicit nine ScaleMixer
-======= =========== ======== ===== ======== ==== ==========
-shapes  cpu         10       7     6        70
-twin    cpu         30       25    25       240  3 x 10
-======= =========== ======== ===== ======== ==== ==========
+CPU minutes: see the tables in docs/met2net.md.
 
 ``--setting try`` takes a minute or two and shows that everything runs.
 ``--minutes 20`` stops after so many CPU minutes; at most the last 50 updates are done again by the same command. ``--part 1/2``
@@ -61,6 +55,8 @@ from train_twin_ea import TEST, TRAIN, VALIDATION, read_twin_world
 REGIONAL_ONLY = "ScaleMixer regional-only"
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
 SAVE = 50  # updates between checkpoints
+BOX = {"latitude": slice(8, 44), "longitude": slice(20, 64)}  # 16-56 N, 83-132 E: 36 x 44 of 58 x 89 cells
+SHIPPED = "met2net-twin-ea"
 PAIRS = "Intervals reach from the lowest to the highest bound over all pairs of seeds."
 CLAIM = "The paper claims 28.82 % (t2m) and 23.39 % (r) less than the best before it, on WeatherBench; these are other data."
 CARD = Path(__file__).parents[1] / "docs" / "cards" / "met2net-twin-ea.md"
@@ -83,6 +79,7 @@ class Setting:
     every: int = 1
     validation: tuple = VALIDATION
     check_every: int = 250
+    whole: int = 1600  # updates of the network for the whole region
     regional_only: twin_ea.Setting | None = twin_ea.SETTINGS["cpu"]
 
     @property
@@ -103,9 +100,9 @@ SETTINGS = {
         "gpu": Setting(60000, 16, 5e-3, {}, "cuda"),
     },
     "twin": {
-        "try": Setting(4, 2, 1e-3, SMALL, "cpu", seeds=(0,), hours=12, every=4, validation=BRIEF, regional_only=TRIED),
+        "try": Setting(4, 2, 1e-3, SMALL, "cpu", seeds=(0,), hours=12, every=4, validation=BRIEF, whole=4, regional_only=TRIED),
         "cpu": Setting(1200, 2, 1e-3, SMALL, "cpu", check_every=400),
-        "gpu": Setting(20000, 16, 1e-3, {}, "cuda", regional_only=twin_ea.SETTINGS["gpu"]),
+        "gpu": Setting(20000, 16, 1e-3, {}, "cuda", whole=20000, regional_only=twin_ea.SETTINGS["gpu"]),
     },
 }
 
@@ -265,11 +262,12 @@ def saved_of_sequences(own: np.ndarray, other: np.ndarray, draws: int = 2000) ->
 # ------------------------------------------------------------------------------------------------------------ twin world
 
 
-def twin_config(way: str, seed: int, setting: Setting) -> xsm.Met2NetTrainConfig:
+def twin_config(way: str, seed: int, setting: Setting, name: str = "") -> xsm.Met2NetTrainConfig:
     """One run on the hours of the region."""
     common = {"updates": setting.updates // len(WAYS[way]), "batch": setting.batch, "peak": setting.peak}
     return xsm.Met2NetTrainConfig(
-        name=f"met2net-{way}-{seed}", train=TRAIN, validation=setting.validation, test=TEST, network=setting.network, seed=seed,
+        name=name or f"met2net-{way}-{seed}",
+        train=TRAIN, validation=setting.validation, test=TEST, network=setting.network, seed=seed,
         check_every=setting.check_every, stages=tuple(xsm.Stage(kind=kind, **common) for kind in WAYS[way]), reduced=True,
     )  # fmt: skip
 
@@ -299,19 +297,54 @@ def train_twin(way: str, seed: int, setting: Setting, tree: xr.DataTree, folder:
 def twin(options: argparse.Namespace) -> None:
     """Every way and seed; then the forecasts and scores of what is there."""
     setting, root = SETTINGS["twin"][options.setting], folder_of("twin", options)
-    tree = read_twin_world(options.data)
+    tree = cut(read_twin_world(options.data))
     for way, seed in jobs(options.part, setting.seeds, setting.systems):
         folder = root / f"{way}-{seed}"
         if not (folder / "model").exists():
             train_twin(way, seed, setting, tree, folder)
-    if options.part == "1/1":
-        score_twin(read_twin_world(options.data, later=options.later), root, options, setting)
+    if options.part != "1/1":
+        return
+    networks = {name: folder for name in _of_seeds(setting.systems, setting) if (folder := root / name / "model").exists()}
+    text = score_twin(cut(read_twin_world(options.data, later=options.later)), root, networks, setting, "implicit")
+    keep_tables(root, f"{text}\n\n{twin_costs(root, _groups(networks))}\n\n{PAIRS} {CLAIM}\n")
+
+
+def cut(tree: xr.DataTree) -> xr.DataTree:
+    """With the part of the region that the ways of training are compared on."""
+    region = tree["regional"].to_dataset()
+    return xr.DataTree.from_dict({"/global": tree["global"].to_dataset(), "/regional": region.isel(BOX)})
+
+
+def keep_tables(root: Path, text: str) -> None:
+    """In the folder of the runs, and on the screen."""
+    (root / "tables.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+
+
+def whole(options: argparse.Namespace) -> None:
+    """The network that is shipped; its scores beside ScaleMixer with its driver; which variable listens to which."""
+    setting, root = SETTINGS["twin"][options.setting], folder_of("whole", options)
+    folder = root / SHIPPED
+    if not (folder / "model").exists():
+        region = read_twin_world(options.data)["regional"].to_dataset()
+        config = twin_config("implicit", 0, replace(setting, updates=setting.whole), SHIPPED)
+        with counted(folder):
+            xsm.train(config, region, folder=folder, device=setting.device, save_updates=SAVE, workers=1).save(folder / "model")
+    tree = read_twin_world(options.data, later=options.later)
+    text = score_twin(tree, root, {SHIPPED: folder / "model", "twin-ea-small": "twin-ea-small"}, setting, SHIPPED)
+    keep_tables(root, text + "\n")
+    model = xsm.load(folder / "model")
+    if options.figures:
+        draw_attention(model, tree["regional"].to_dataset(), blocks_of(tree, setting)["test blocks"], options.figures)
+    if options.publish:
+        card = f"{CARD.read_text(encoding='utf-8')}\n## Scores\n\n{text}\n"
+        model.save(options.publish, card=card, overwrite=True, half=True)
 
 
 def rates(options: argparse.Namespace) -> None:
-    """Each way with three learning rates and a third of the updates, on a part of the region; the best is that of the setting."""
+    """Each way with three learning rates and a third of the updates; the best is that of the setting."""
     setting = SETTINGS["twin"][options.setting]
-    region = read_twin_world(options.data)["regional"].to_dataset().isel(latitude=slice(8, 44), longitude=slice(20, 64))
+    region = cut(read_twin_world(options.data))["regional"].to_dataset()
     for way, peak in product(WAYS, (5e-4, 1e-3, 2e-3)):
         config = twin_config(way, 0, replace(setting, updates=setting.updates // 3, peak=peak))
         folder = folder_of("rates", options) / f"{way}-{peak:g}"
@@ -319,17 +352,19 @@ def rates(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{way}, peak={peak:g}: validation {model.about['training'][-1]['validation']:.5f}\n")
 
 
-def score_twin(tree: xr.DataTree, root: Path, options: argparse.Namespace, setting: Setting) -> None:
-    """Tables, and on request the picture of which variable listens to which, and the model with its card."""
-    region, hours, times = tree["regional"].to_dataset(), setting.hours, tree["global"]["time"].values
-    # the later run every 18 hours, the short test blocks every 6
-    blocks = {name: starts_within(times, periods, hours, history=12) for name, periods in BLOCKS.items()}
-    blocks = {name: init[:: setting.every * (3 if name == "later run" else 1)] for name, init in blocks.items() if init.size}
+def blocks_of(tree: xr.DataTree, setting: Setting) -> dict[str, np.ndarray]:
+    """Starts that are scored: of the later run every 18 hours, of the short test blocks every 6."""
+    times = tree["global"]["time"].values
+    found = {name: starts_within(times, periods, setting.hours, history=12) for name, periods in BLOCKS.items()}
+    return {name: init[:: setting.every * (3 if name == "later run" else 1)] for name, init in found.items() if init.size}
+
+
+def score_twin(tree: xr.DataTree, root: Path, networks: dict[str, Path | str], setting: Setting, own: str) -> str:
+    """Tables of the errors of networks and of persistence, by block of starts; what ``own`` saves of those of the others."""
+    region, hours, blocks = tree["regional"].to_dataset(), setting.hours, blocks_of(tree, setting)
     init = np.sort(np.concatenate([*blocks.values()]))
-    networks = {name: root / name for name in _of_seeds(setting.systems, setting) if (root / name / "model").exists()}
     analyses = region[VARIABLES].load()
-    systems = {name: _forecasts(tree if REGIONAL_ONLY in name else region, init, hours, folder, setting.device)
-               for name, folder in networks.items()}  # fmt: skip
+    systems = {name: _forecasts(tree, init, hours, model, root / name, setting.device) for name, model in networks.items()}
     systems["persistence"] = xsm.persistence_forecast(analyses, init, hours)
     systems["24 h persistence"] = xsm.persistence_forecast(analyses, init, hours, period=24)
     parts = []
@@ -340,33 +375,26 @@ def score_twin(tree: xr.DataTree, root: Path, options: argparse.Namespace, setti
             {name: fc.sel(reference_time=some) for name, fc in systems.items()}, analyses, variables=VARIABLES, **how
         )
         parts += [
-            f"Twin world A (twin experiment), {block}: {some.size} starts, hours 1 to {hours}.",
-            twin_table(scores, store, root),
+            f"Twin world A (twin experiment), {region.sizes['latitude']} x {region.sizes['longitude']} cells, {block}: "
+            f"{some.size} starts, hours 1 to {hours}.",
+            twin_table(scores, store, own),
         ]
-    text = "\n\n".join([*parts, twin_costs(root, _groups(networks)), f"{PAIRS} {CLAIM}"]) + "\n"
-    (root / "tables.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
-    if "implicit-0" in networks:
-        model = xsm.load(networks["implicit-0"] / "model")
-        if options.figures:
-            draw_attention(model, region, blocks["test blocks"], options.figures)
-        if options.publish:
-            card = f"{CARD.read_text(encoding='utf-8')}\n## Scores\n\n{text}"
-            model.save(options.publish, card=card, overwrite=True, half=True)
+    return "\n\n".join(parts)
 
 
 def _of_seeds(names, setting: Setting) -> list[str]:
     return [f"{name}-{seed}" for name, seed in product(names, setting.seeds)]
 
 
-def _forecasts(data, init: np.ndarray, hours: int, folder: Path, device: str) -> xr.Dataset:
+def _forecasts(tree: xr.DataTree, init: np.ndarray, hours: int, model: Path | str, folder: Path, device: str) -> xr.Dataset:
     """On disk; made once."""
-    to = folder / "forecast.zarr"
-    return xsm.hindcast(data, init, hours, model=xsm.load(folder / "model"), to=to, resume=to.exists(), device=device)
+    to, model = folder / "forecast.zarr", xsm.load(model)
+    data = tree if len(model.inputs) > 1 else tree["regional"].to_dataset()
+    return xsm.hindcast(data, init, hours, model=model, to=to, resume=to.exists(), device=device)
 
 
-def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
-    """Markdown: MSE over both halves of the lead times, and what the implicit way saves of that of each other system."""
+def twin_table(scores: xr.Dataset, store: Path, own: str) -> str:
+    """Markdown: MSE over both halves of the lead times, and what one system saves of that of each other."""
     groups, parts = _groups(scores["model"].values.tolist()), []
     for first, last in ((1, 12), (13, 24)):
         some = scores.sel(lead_time=slice(first, last))
@@ -377,15 +405,13 @@ def twin_table(scores: xr.Dataset, store: Path, root: Path) -> str:
             values = {v: some[v].sel(metric="mse", model=names).mean("lead_time").values * unit(v)[1] ** 2 for v in VARIABLES}
             lines.append([system, *(_spread(values[v]) for v in VARIABLES)])
         parts.append(markdown(lines))
-    gains = [["MSE that implicit training saves, all hours, %", *VARIABLES]]
-    own = groups.get("implicit", [])
-    against = {name: xsm.rescore(store, skill_against=name, by=("variable",), metrics=["mse"]) for name in own}
-    for system, names in groups.items():
-        if system == "implicit" or not own:
-            continue
+    gains = [[f"MSE that {own} saves, all hours, %", *VARIABLES]]
+    ours = groups.pop(own, [])
+    against = {name: xsm.rescore(store, skill_against=name, by=("variable",), metrics=["mse"]) for name in ours}
+    for system, names in groups.items() if ours else ():
         cells = []
         for v in VARIABLES:
-            pairs = [against[one][v].sel(model=other) for one, other in product(own, names)]
+            pairs = [against[one][v].sel(model=other) for one, other in product(ours, names)]
             value, low, high = np.transpose([saved(pair, "mse") for pair in pairs])
             cells.append(f"{value.mean():.1f} [{low.min():.1f}, {high.max():.1f}]")
         gains.append([system, *cells])
@@ -444,16 +470,15 @@ def _spread(values: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    for name, run in (("shapes", shapes), ("rates", rates), ("twin", twin)):
+    for name, run in (("shapes", shapes), ("rates", rates), ("twin", twin), ("whole", whole)):
         command = commands.add_parser(name)
         if name != "shapes":
             command.add_argument("data", type=Path)
-        if name == "twin":
+        if name in ("twin", "whole"):
             command.add_argument("--later", type=Path, help="T106 segments of a later run")
-            command.add_argument("--figures", type=Path, help="folder for pictures")
-            command.add_argument(
-                "--publish", type=Path, help="model folder to write: the implicit way, first seed, with its card"
-            )
+        if name == "whole":
+            command.add_argument("--figures", type=Path, help="folder for the picture of who listens to whom")
+            command.add_argument("--publish", type=Path, help="model folder to write, with its card")
         command.add_argument("runs", type=Path)
         command.add_argument("--setting", choices=("try", "cpu", "gpu"), default="cpu")
         command.add_argument("--part", default="1/1", help="2/3: every third run from the second on, nothing measured")

@@ -95,8 +95,6 @@ def plain(options: argparse.Namespace) -> Task:
 
 def chain(options: argparse.Namespace) -> Task:
     """From forecasts of ScaleMixer in weeks that it was not trained on."""
-    if options.later is None:
-        raise SystemExit("the chain learns from forecasts of held-out weeks; give --later T106")
     tree = read_twin_world(options.data / "nature", later=options.later)
     pair = xsm.downscaling_pair(
         hindcasts(tree, options), tree["regional"].to_dataset(), leads=LEADS, model=xsm.load(options.model)
@@ -127,7 +125,7 @@ def hrrr(options: argparse.Namespace) -> Task:
     report.raise_errors()
     fine = xsm.regrid(truth.load(), xsm.Grid.regular(*HRRR_CORNER, "0.03", HRRR_SHAPE))
     coarse = fine.coarsen(latitude=10, longitude=10).mean()
-    pair = xr.DataTree.from_dict({"/input": coarse.drop_vars(["orog", "lsm"]), "/target": fine})
+    pair = xr.DataTree.from_dict({"/input": coarse.drop_vars("lsm"), "/target": fine})
     train, test = (("2018-07-21T23", "2018-07-22T20"), ("2018-07-23T02", "2018-07-23T10")), (("2018-07-23T10", "2018-07-23T17"),)
     periods = {"train": train, "validation": (("2018-07-22T20", "2018-07-23T01"),), "test": test}
     what = "An example: from means over 30 km to 3 km in a part of Idaho, learned from 29 hours of HRRR analyses; no other use."
@@ -172,8 +170,8 @@ def folder_of(name: str, options: argparse.Namespace) -> Path:
     return options.runs / (name if options.setting == "cpu" else f"{name}-{options.setting}")
 
 
-def trained(name: str, task: Task, options: argparse.Namespace) -> tuple[Path, Path]:
-    """Folders of the model as trained and as calibrated."""
+def trained(name: str, task: Task, options: argparse.Namespace) -> Path:
+    """Folder of the model, trained and calibrated."""
     setting, folder = SETTINGS[options.setting], folder_of(name, options)
     raw, fitted = folder / "trained", folder / "model"
     if not raw.exists():
@@ -181,7 +179,7 @@ def trained(name: str, task: Task, options: argparse.Namespace) -> tuple[Path, P
         xsm.train(config(name, task, setting), task.pair, folder=folder, **how).save(raw)
     if not fitted.exists():
         xsm.calibrate(raw, task.pair, device=setting.device, **setting.calibration).save(fitted)
-    return raw, fitted
+    return fitted
 
 
 def card(name: str, task: Task, model) -> str:
@@ -231,9 +229,10 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("xscalemixer").setLevel(logging.INFO)
+    if options.name == "corrdiff-twin-ea-chain" and options.later is None:
+        raise SystemExit("the chain learns from forecasts of held-out weeks; give --later T106")
     task = TASKS[options.name](options)
-    _, fitted = trained(options.name, task, options)
-    model = xsm.load(fitted)
+    model = xsm.load(trained(options.name, task, options))
     model.save(options.target, card=card(options.name, task, model), overwrite=True, half=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import xarray as xr
 from pairs import config, forecasts, pair, trained
-from worlds import HOUR, START, forecaster
+from worlds import HOUR, START, forecaster, globe
 
 import xscalemixer as xsm
 from xscalemixer import downscaling, store
@@ -264,10 +264,34 @@ def test_input_elsewhere(model, coarse):
         xsm.downscale(coarse.sel(latitude=slice(10, -80)), 1, model=model)
 
 
+def test_the_relief_of_an_input_without_orography_is_that_of_training(model, coarse, caplog):
+    known = xsm.downscale(coarse, "mean", model=model)
+    assert "orography" not in caplog.text and model.height.shape == model.coarse.grid.shape
+    bare = xsm.downscale(coarse.drop_vars("orog"), "mean", model=model)
+    told = "no orography; taken as if on the terrain of training, averaged: t2m"
+    assert told in caplog.text and told in bare.attrs["assumptions"]
+    np.testing.assert_allclose(bare["t2m"], known["t2m"], atol=0.01)
+
+
+def test_rough_relief_of_an_input_is_taken_out_before_it_is_averaged(model, coarse):
+    """Air that is level on a finer grid stays level, however rough the ground below it."""
+    fine = globe(coarse["time"].values, np.linspace(89.5, -89.5, 180), np.arange(0.5, 360))
+    level = fine.assign(t2m=(285.0 + 0 * fine["t2m"]).assign_attrs(fine["t2m"].attrs), orog=0 * fine["orog"])
+    height = 1000.0 + 1000.0 * np.cos(90.0 * np.deg2rad(fine["latitude"])) * np.sin(90.0 * np.deg2rad(fine["longitude"]))
+    over = level.assign(t2m=level["t2m"] - 0.0065 * height, orog=height.astype("f4").transpose(*fine["orog"].dims))
+    for v in ("t2m", "orog"):
+        over[v].attrs = fine[v].attrs
+    results = [xsm.downscale(ds, "mean", model=model)["t2m"] for ds in (level, over)]
+    np.testing.assert_allclose(results[1], results[0], atol=0.01)
+
+
 def test_beyond_the_range_of_training(model, coarse, caplog):
     hot = coarse.assign(t2m=coarse["t2m"] + 25)
     xsm.downscale(hot, "mean", model=model)
-    assert "t2m: 311.8 K lies" in caplog.text and "standard deviations above the greatest value of training" in caplog.text
+    assert (
+        "t2m: 311.8 K at sea level lies" in caplog.text
+        and "standard deviations above the greatest value of training" in caplog.text
+    )
     caplog.clear()
     xsm.downscale(coarse, "mean", model=model)
     assert "standard deviations" not in caplog.text

@@ -97,24 +97,36 @@ def small(benchmark, monkeypatch):
     monkeypatch.setattr(benchmark, "TEST", day(5, 7))
     monkeypatch.setattr(benchmark, "BLOCKS", {"test blocks": day(5, 7)})
     network = {"width": 4, "units": 2, "translator": {"width": 8, "depth": 2, "heads": 2}}
-    setting = benchmark.Setting(2, 2, 1e-3, network, "cpu", seeds=(0,), hours=13, validation=day(3, 4), regional_only=None)
+    setting = benchmark.Setting(
+        2, 2, 1e-3, network, "cpu", seeds=(0,), hours=13, validation=day(3, 4), whole=2, regional_only=None
+    )
     monkeypatch.setitem(benchmark.SETTINGS["twin"], "try", setting)
 
 
-def test_twin_from_training_to_the_model_with_its_card(benchmark, small, tmp_path):
-    options = argparse.Namespace(
-        setting="try",
-        runs=tmp_path,
-        data=tmp_path,
-        later=None,
-        part="1/1",
-        figures=tmp_path,
-        publish=tmp_path / "met2net-twin-ea",
-    )
+def test_twin_from_training_to_tables(benchmark, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "BOX", {"latitude": slice(1, 9), "longitude": slice(2, 12)})
+    options = argparse.Namespace(setting="try", runs=tmp_path, data=tmp_path, later=None, part="1/1")
     benchmark.twin(options)
     text = (tmp_path / "twin-try" / "tables.md").read_text()
     assert text.count("| joint |") == 4  # two halves of the lead times, what is saved, costs
-    assert "| MSE, hours 1 to 12 | t2m (K)2" in text and "test blocks: 4 starts, hours 1 to 13" in text and "23.39 %" in text
+    assert "| MSE, hours 1 to 12 | t2m (K)2" in text and "23.39 %" in text
+    assert "8 x 10 cells, test blocks: 4 starts, hours 1 to 13" in text
+
+
+def test_the_whole_region_from_training_to_the_model_with_its_card(benchmark, small, tmp_path, monkeypatch):
+    score, scored = benchmark.score_twin, []
+
+    def alone(tree, root, networks, *others):
+        """Without twin-ea-small, which has another region."""
+        scored.append(dict(networks))
+        return score(tree, root, {name: model for name, model in networks.items() if name == benchmark.SHIPPED}, *others)
+
+    monkeypatch.setattr(benchmark, "score_twin", alone)
+    to = tmp_path / "met2net-twin-ea"
+    options = argparse.Namespace(setting="try", runs=tmp_path, data=tmp_path, later=None, figures=tmp_path, publish=to)
+    benchmark.whole(options)
+    text = (tmp_path / "whole-try" / "tables.md").read_text()
+    assert "10 x 12 cells, test blocks: 4 starts" in text and "| MSE that met2net-twin-ea saves, all hours, % |" in text
+    assert set(scored[0]) == {benchmark.SHIPPED, "twin-ea-small"}
     assert (tmp_path / "met2net-attention.png").stat().st_size > 5000
-    assert xsm.load(tmp_path / "met2net-twin-ea").parameter_count > 0
-    assert text.strip() in (tmp_path / "met2net-twin-ea" / "CARD.md").read_text()
+    assert xsm.load(to).name == "met2net-twin-ea" and text.strip() in (to / "CARD.md").read_text()

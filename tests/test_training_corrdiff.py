@@ -20,6 +20,7 @@ from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, SchemaError
 from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
+from xscalemixer.physics.pressure import standard_pressure
 from xscalemixer.state import STATICS
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
 from xscalemixer.training.ranks import Ranks
@@ -98,9 +99,56 @@ def test_regression_starts_from_the_input(data):
     one = batch(data, fresh)
     with torch.no_grad():
         mean = fresh.network.regression.eval()(Condition(one["fields"], one["scalars"]))
-    physical = fresh.scale_fine.inverse(mean)[:, 0]
+    physical = mean[:, 0] * data.fine.stats.std["t2m"] + data.fine.stats.mean["t2m"]
     coarse = one["fields"][:, 0] * data.coarse.stats.std["t2m"] + data.coarse.stats.mean["t2m"]
     torch.testing.assert_close(physical, coarse, atol=0.05, rtol=0)
+
+
+def over_relief() -> xr.DataTree:
+    """The standard atmosphere, a kelvin warmer and a hectopascal heavier every hour, over the relief of each grid."""
+    groups = {}
+    for name, group in pair().items():
+        ds = group.to_dataset()
+        ds["orog"] = (
+            (1500.0 + 1200.0 * np.cos(ds["latitude"]) * np.sin(ds["longitude"])).astype("f4").assign_attrs(ds["orog"].attrs)
+        )
+        hour = xr.DataArray(np.arange(ds.sizes["time"], dtype="f4"), dims="time")
+        share = standard_pressure(ds["orog"]) / standard_pressure(0.0)
+        fields = {"t2m": 290.0 + hour - 0.0065 * ds["orog"], "sp": share * (1e5 + 100.0 * hour)}
+        for v, field in fields.items():
+            ds[v] = field.transpose(*ds[v].dims).astype("f4").assign_attrs(ds[v].attrs)
+        groups[f"/{name}"] = ds
+    return xr.DataTree.from_dict(groups)
+
+
+def test_relief_need_not_be_learned():
+    """A network that adds nothing knows pressure and temperature over fine relief, unless told to learn them as they are."""
+    tree, errors = over_relief(), {}
+    for reduced in (True, False):
+        settings = config(inputs=("t2m", "sp"), outputs=("t2m", "sp"), reduced=reduced)
+        data = PairData.of(settings, tree)
+        made = CoarseToFine(settings).fresh(data)
+        fresh = Downscaler.from_dict(json.loads(json.dumps(made.to_dict())))
+        fresh.modules.load_state_dict(made.modules.state_dict())
+        mean = fresh.condition(fresh.inputs(data.pairs.inputs[5:6][0], data.pairs.time[5], 0)).mean
+        found = fresh.physical(mean, data.pairs.time[5])[0].detach().numpy()
+        truth = np.stack([tree["target"][v].isel(time=5).values for v in ("t2m", "sp")])
+        errors[reduced] = abs(found - truth).max((1, 2))
+        assert data.fine.stats.reduced == data.coarse.stats.reduced == reduced and (fresh.height is not None) == reduced
+    assert errors[True][0] < 0.02 and errors[True][1] < 5.0  # K and Pa
+    assert errors[False][0] > 0.2 and errors[False][1] > 200.0
+
+
+def test_relief_is_learned_where_the_input_has_no_orography(caplog):
+    tree = over_relief()
+    tree["input"] = xr.DataTree(tree["input"].to_dataset().drop_vars("orog"))
+    data = PairData.of(config(inputs=("t2m", "sp")), tree)
+    assert not data.coarse.stats.reduced and not data.fine.stats.reduced and data.pairs.height is None
+    assert "t2m and sp are learned with the relief in them" in caplog.text and "reduced=False" in caplog.text
+    caplog.clear()
+    PairData.of(config(inputs=("t2m", "sp"), reduced=False), tree)
+    PairData.of(config(inputs=("u10", "t_850")), tree)
+    assert "relief" not in caplog.text
 
 
 @pytest.mark.parametrize("patch", [None, (8, 8)])

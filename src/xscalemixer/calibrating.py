@@ -274,7 +274,7 @@ def _samples(model: Downscaler, tree: xr.DataTree, periods) -> PairSamples:
                         fix=fix,
                         kind=TimeError,
                     )
-    pairs = Pairs.of(tree, (model.coarse.schema, model.fine.schema), report, grids=(model.coarse.grid, model.fine.grid))
+    pairs = Pairs.of(tree, (model.coarse.schema, model.fine.schema), report, like=model)
     if pairs is not None and report.ok and not pairs.within(periods).size:
         report.error("periods", "no pairs of input and target within them", kind=TimeError)
     report.raise_errors(task)

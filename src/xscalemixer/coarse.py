@@ -11,6 +11,7 @@ from xscalemixer.conform import conform, require_dataset
 from xscalemixer.errors import GridError, InputError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
 from xscalemixer.layouts import is_forecast, to_forecast
+from xscalemixer.reduction import to_sea_level
 from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
 from xscalemixer.samples import Fields, LazyFields
@@ -95,8 +96,36 @@ class Coarse:
         """Valid times, shape (N,)."""
         return self.ds["time"].values.astype("datetime64[ns]")
 
-    def on(self, grid: Grid, report: Report, what: str, fix: str = _COVER) -> Coarse | None:
-        """The same on another grid, lazily; None where it does not cover that, with the problem and its remedy in the report."""
+    def on(self, grid: Grid, report: Report, what: str, fix: str = _COVER, *, height: np.ndarray | None = None) -> Coarse | None:
+        """The same on another grid, lazily; None where it does not cover that, with the problem and its remedy in the report.
+
+        Parameters
+        ----------
+        height : array, shape (h, w), m, optional
+            Of the ground on that grid: temperature and pressure come reduced to sea level (`reduction`). What is taken out
+            first, before anything is averaged or interpolated, is the relief of the data; where they have no ``orog``, this.
+        """
+        if height is not None and "orog" in self.ds:
+            return self._at_sea_level(self.ds["orog"].values).on(grid, report, what, fix)
+        moved = self._moved(grid, report, what, fix)
+        if moved is None or height is None or not (names := self.over_relief):
+            return moved
+        found = f"no orography; taken as if on the terrain of training, averaged: {', '.join(names)}"
+        report.warn(what, found, 'Add that of your system: ds["orog"] = ...')
+        return moved._at_sea_level(height)
+
+    @property
+    def over_relief(self) -> tuple[str, ...]:
+        """Variables that a reduction to sea level changes."""
+        return tuple(name for name in ("t2m", "sp") if name in self.schema.names)
+
+    def _at_sea_level(self, height: np.ndarray) -> Coarse:
+        names = self.over_relief
+        offset, factor = to_sea_level(Schema.of(*names), height)
+        reduced = {name: (self.ds[name] - offset[i]) / factor[i] for i, name in enumerate(names)}
+        return replace(self, ds=self.ds.assign(reduced))
+
+    def _moved(self, grid: Grid, report: Report, what: str, fix: str) -> Coarse | None:
         source = grid_of(self.ds)
         if source == grid:
             return self

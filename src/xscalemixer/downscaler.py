@@ -55,13 +55,23 @@ def _pair(given: Sequence[int] | None) -> tuple[int, int] | None:
 
 
 class _Domain(nn.Module):
-    """Constant fields of the fine grid, kept with the weights; see `state.statics_of`."""
+    """Fields without time that are kept with the weights.
+
+    Attributes
+    ----------
+    statics : Tensor, shape (S, H, W)
+        Of the fine grid, see `state.statics_of`.
+    height : Tensor, shape (h, w), m, or None
+        Orography of the coarse grid, where fields are reduced to sea level.
+    """
 
     statics: Tensor
+    height: Tensor | None
 
-    def __init__(self, count: int, shape: tuple[int, int]):
+    def __init__(self, coarse: Branch, fine: Branch):
         super().__init__()
-        self.register_buffer("statics", torch.zeros(count, *shape))
+        self.register_buffer("statics", torch.zeros(len(fine.statics), *fine.grid.shape))
+        self.register_buffer("height", torch.zeros(coarse.grid.shape) if coarse.stats.reduced else None)
 
 
 @dataclass(repr=False)
@@ -74,7 +84,7 @@ class Downscaler(Model):
     network : CorrDiff
     coarse, fine : Branch
         Input and target. Whatever grid an input has, it comes to that of ``coarse`` before it is interpolated. Constant fields
-        are those of ``fine``.
+        are those of ``fine``. Where the statistics say so, both are fields reduced to sea level to the networks (`reduction`).
     extremes : dict of (float, float)
         Least and greatest value of each input channel in training.
     calendar : tuple of str
@@ -112,8 +122,7 @@ class Downscaler(Model):
     def __post_init__(self):
         self.calendar = tuple(self.calendar)
         self.leads, self.patch = _pair(self.leads), _pair(self.patch)
-        self.domain = _Domain(len(self.fine.statics), self.fine.grid.shape)
-        self.scale_fine = Normalizer(*self.fine.stats.arrays(self.fine.schema))
+        self.domain = _Domain(self.coarse, self.fine)
         self.interpolate = Regridder(self.coarse.grid, self.fine.grid, "bilinear")
         self.eval()
 
@@ -163,9 +172,14 @@ class Downscaler(Model):
         return nn.ModuleDict({"network": self.network, "domain": self.domain})
 
     @property
-    def scales(self) -> tuple[Normalizer]:
-        """The normalizer of the target; inputs are normalized before they become tensors."""
-        return (self.scale_fine,)
+    def scales(self) -> tuple[Normalizer, ...]:
+        """None."""
+        return ()
+
+    @property
+    def height(self) -> np.ndarray | None:
+        """Orography of the coarse grid, (h, w), m, for a model of fields reduced to sea level; else None."""
+        return None if self.domain.height is None else self.domain.height.cpu().numpy()
 
     @property
     def static(self) -> dict[str, np.ndarray]:
@@ -181,7 +195,7 @@ class Downscaler(Model):
         Parameters
         ----------
         values : array, shape (C, h, w), physical
-            On the coarse grid.
+            On the coarse grid, at sea level for a model with a `height` (`Coarse.on`).
         time : datetime64
             Valid time.
         lead : int
@@ -231,10 +245,13 @@ class Downscaler(Model):
         cells : array of int, shape (P,), optional
             Their numbers, row by row.
         """
-        insolation = self._insolation(time)[0].to(fields.device)
+        insolation = self._insolation(time)[0]
+        mean, std = self.fine.scale(self.static["orog"])
         if cells is not None:
             insolation = insolation.flatten()[cells][None]
-        return bound(self.scale_fine.inverse(fields.float()), self.fine, insolation)
+            mean, std = (part if part.ndim == 1 else part.reshape(len(part), -1)[:, None, cells] for part in (mean, std))
+        scale = Normalizer(mean, std).to(fields.device)
+        return bound(scale.inverse(fields.float()), self.fine, insolation.to(fields.device))
 
     def tiling(self, patch: tuple[int, int] | None = None, together: int | None = None) -> TilingConfig:
         """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size.

@@ -383,7 +383,10 @@ class _Job:
                 value = (raw - mean[channel]) / std[channel] * known.std[channel] + known.mean[channel]
                 beyond = (edge - value if side == "below" else value - edge) / known.std[channel]
                 if beyond > _BEYOND:
-                    found = f"{value:.5g} {units} lies {beyond:.1f} standard deviations {side} the {word} value of training"
+                    level = " at sea level" if known.reduced and channel in self.coarse.over_relief else ""
+                    found = (
+                        f"{value:.5g} {units}{level} lies {beyond:.1f} standard deviations {side} the {word} value of training"
+                    )
                     fix = "The networks extrapolate; if another system made the input, give its past: source=archive"
                     report.warn(channel, f"{found}, {edge:.5g}", fix)
         self._survey_leads(report)
@@ -551,11 +554,11 @@ def _on_grid(coarse: Coarse, model: Downscaler, report: Report) -> Coarse | None
     if coarse.forecast and model.leads is None:
         report.assume("input", f"a forecast, taken for analyses at its valid times: {model.name!r} knows no errors of forecasts")
     if coarse.origin == known:
-        return coarse.on(model.coarse.grid, report, "input")
+        return coarse.on(model.coarse.grid, report, "input", height=model.height)
     fix = f'Give those that it knows: ds.scalemixer.forecast(hours=48, model="{known}")'
     found = f"forecasts of {coarse.origin or 'an unknown model'}; {model.name!r} learned the errors of those of {known}"
     report.warn("input", found, fix)
-    return coarse.on(model.coarse.grid, report, "input", f"{fix}; or choose another model")
+    return coarse.on(model.coarse.grid, report, "input", f"{fix}; or choose another model", height=model.height)
 
 
 def _stats_of(source, model: Downscaler, report: Report, rh_phase: str | None) -> Stats:
@@ -568,7 +571,7 @@ def _stats_of(source, model: Downscaler, report: Report, rh_phase: str | None) -
         found = f"source= has {len(given)} datasets; needed its past fields, or these and those of the system of training"
         raise InputError("nothing was downscaled", [f"{found}: source=(archive, reference)"])
     read = [Coarse.of(ds, model.coarse.schema, report, "source", rh_phase=rh_phase) for ds in given]
-    moved = [None if each is None else each.on(model.coarse.grid, report, "source") for each in read]
+    moved = [None if each is None else each.on(model.coarse.grid, report, "source", height=model.height) for each in read]
     report.raise_errors("nothing was downscaled")
     past, known = cast("list[Coarse]", moved), model.coarse.stats
     if len(past) == 1:

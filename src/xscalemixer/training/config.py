@@ -278,7 +278,7 @@ class CorrDiffConfig(TrainConfig):
 
     sizes = ("tiny", "small", "paper", "china")
     kinds = CORRDIFF
-    idle = ("variables", "global_variables", "global_levels", "first_guess", "reduced")
+    idle = ("variables", "global_variables", "global_levels", "first_guess")
 
 
 _CONFIGS = {"scalemixer": TrainConfig, "met2net": Met2NetTrainConfig, "corrdiff": CorrDiffConfig}  # by the network

@@ -25,7 +25,7 @@ from xscalemixer.model import Branch
 from xscalemixer.nn.blocks import Normalizer
 from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig
 from xscalemixer.nn.tiling import Crops, random_crops, suggest_patch
-from xscalemixer.regridding import Regridder
+from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
 from xscalemixer.samples import Fields, Series, survey
 from xscalemixer.state import STATICS, statics_of
@@ -67,6 +67,8 @@ class Pairs:
         See `state.statics_of`.
     grids : (Grid, Grid)
         Coarse and fine.
+    height : array, shape (h, w), m, or None
+        Orography of the coarse grid; then ``inputs`` are reduced to sea level.
     origin : str
         Name of the model that made the forecasts; empty where it is not known.
     """
@@ -80,6 +82,7 @@ class Pairs:
     forecast: bool
     statics: np.ndarray
     grids: tuple[Grid, Grid]
+    height: np.ndarray | None
     origin: str
 
     @classmethod
@@ -90,7 +93,8 @@ class Pairs:
         report: Report,
         *,
         statics: tuple[str, ...] = STATICS[:2],
-        grids: tuple[Grid, Grid] | None = None,
+        reduced: bool = True,
+        like: Downscaler | None = None,
         memory: float = 4.0,
         skip: float | None = None,
     ) -> Pairs | None:
@@ -103,8 +107,10 @@ class Pairs:
             Of the input and of the target.
         statics : tuple of str
             Constant fields of the target, of `state.STATICS`.
-        grids : (Grid, Grid), optional
-            Coarse and fine grid of a model; default: those of the data.
+        reduced : bool
+            Inputs are reduced to sea level if the data have the height of their ground.
+        like : Downscaler, optional
+            On the grids of a model, and reduced if its fields are; default: those of the data.
         memory, skip
             As for `xscalemixer.train`.
         """
@@ -116,13 +122,14 @@ class Pairs:
         if coarse is None or source is None:
             return None
         target, fine = source.ds, source.grid
-        if grids is not None and fine != grids[1]:
-            report.error("/target", f"{fine}", f"the grid of the model, {grids[1]}", kind=GridError)
+        if like is not None and fine != like.fine.grid:
+            report.error("/target", f"{fine}", f"the grid of the model, {like.fine.grid}", kind=GridError)
             return None
-        grid = grids[0] if grids else _grid_of_input(coarse, fine, report)
+        grid = like.coarse.grid if like else _grid_of_input(coarse, fine, report)
         if grid is None:
             return None
-        coarse = coarse.on(grid, report, "/input")
+        height = like.height if like else _height_of(coarse, grid, report) if reduced else None
+        coarse = coarse.on(grid, report, "/input", height=height)
         if coarse is None:
             return None
         stamps = target["time"].values.astype("datetime64[ns]")
@@ -144,6 +151,7 @@ class Pairs:
             coarse.forecast,
             statics_of(target, statics),
             (grid, fine),
+            height,
             coarse.origin,
         )
 
@@ -172,6 +180,16 @@ def _grid_of_input(coarse: Coarse, fine: Grid, report: Report) -> Grid | None:
         )
     else:
         return surroundings(source, fine, margin=1)[2]
+    return None
+
+
+def _height_of(coarse: Coarse, grid: Grid, report: Report) -> np.ndarray | None:
+    """Orography of the input on a grid, (h, w), m; None, told in the report, where it has none."""
+    if "orog" in coarse.ds:
+        return regrid(coarse.ds[["orog"]], grid)["orog"].values
+    if names := coarse.over_relief:
+        found = f"no orography; {' and '.join(names)} are learned with the relief in them, not reduced to sea level"
+        report.warn("/input", found, 'Add it: ds["orog"] = ..., or train with reduced=False')
     return None
 
 
@@ -222,7 +240,7 @@ class PairData:
         pairs = None
         if schemas is not None:
             statics = tuple(name for name in config.statics if name in STATICS)
-            pairs = Pairs.of(tree, schemas, report, statics=statics, memory=memory, skip=skip)
+            pairs = Pairs.of(tree, schemas, report, statics=statics, reduced=config.reduced, memory=memory, skip=skip)
         if schemas is not None and pairs is not None:
             _check_samples(config, pairs, min_samples, report)
             _check_network(config, pairs, schemas, report)
@@ -235,9 +253,11 @@ class PairData:
         inputs = Series(pairs.time, Interpolated(pairs.inputs, Regridder(*pairs.grids, "bilinear")))
         targets = Series(pairs.time, _At(pairs.targets, pairs.place))
         zero_mean = ("ssrd",) if "ssrd" in schemas[1].names else ()
+        reduced = pairs.height is not None
+        height = 1000.0 * pairs.statics[0] if reduced else None
         found = survey(inputs, schemas[0], config.train, source=about)
-        wanted = survey(targets, schemas[1], config.train, zero_mean=zero_mean, source=about)
-        coarse = Branch(schemas[0], pairs.grids[0], found.stats, ())
+        wanted = survey(targets, schemas[1], config.train, zero_mean=zero_mean, source=about, height=height)
+        coarse = Branch(schemas[0], pairs.grids[0], replace(found.stats, reduced=reduced), ())
         fine = Branch(schemas[1], pairs.grids[1], wanted.stats, config.statics)
         extremes = _extremes(Series(pairs.time, pairs.inputs), schemas[0], config.train)
         digests = {
@@ -265,7 +285,7 @@ class PairData:
         """Scale of the residual of each channel, and the size of patches that it suggests, on samples of these periods."""
         std, some = self._measured(model, periods, group)
         model.network.residual_scale.copy_(std / model.network.diffusion.sigma_data)
-        physical = (std * model.scale_fine.std).flatten().tolist()
+        physical = (std.flatten().numpy() * self.fine.stats.arrays(self.fine.schema)[1]).tolist()
         about: dict[str, Any] = {"std": dict(zip(self.fine.schema.channels, (float(f"{x:.4g}") for x in physical), strict=True))}
         try:
             about["suggested_patch"] = suggest_patch(some, multiple=model.network.config.diffusion.multiple)
@@ -328,6 +348,8 @@ class CoarseToFine:
             about=about,
         )
         model.domain.statics.copy_(torch.from_numpy(pairs.statics))
+        if pairs.height is not None:
+            model.domain.height = torch.from_numpy(pairs.height)
         return model
 
 
@@ -443,8 +465,8 @@ class PairSamples(Dataset):
 
     def __init__(self, pairs: Pairs, model: Downscaler, chosen: np.ndarray):
         self.pairs, self.chosen, self._inputs = pairs, chosen, model.inputs
-        mean, std = model.fine.stats.arrays(model.fine.schema)
-        self._mean, self._std = mean[:, None, None], std[:, None, None]
+        scale = model.fine.scale(model.static["orog"])
+        self._mean, self._std = (part[:, None, None] if part.ndim == 1 else part for part in scale)
 
     def __len__(self) -> int:
         return len(self.chosen)
