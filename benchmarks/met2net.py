@@ -9,8 +9,9 @@ Every way gets the same network, samples, learning rates and number of updates (
 its stages), three seeds, and is chosen by the error of its forecasts of the validation set. An update does not cost the same:
 the table has CPU minutes, of all processes that a run took. DATA holds the packed twin world, T106 a later run (docs/models.md)
 that is only scored on. Beside them stands ScaleMixer without a driver (coupling "none", the system D of benchmarks/twin_ea.py),
-trained on the same periods, variables, cells and normalization. All of that is done on a part of the region, BOX, a third of its
-cells; ``whole`` trains the network that is shipped, on all of them, the implicit way.
+trained on the same periods, variables, cells and normalization, and the same with an encoder for each variable. All of that is
+done on a part of the region, BOX, a third of its cells; with ``whole`` the first of the implicit networks goes on learning on all
+of them, and is shipped.
 
 CPU minutes: see the tables in docs/met2net.md.
 
@@ -53,9 +54,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from train_twin_ea import TEST, TRAIN, VALIDATION, read_twin_world
 
 REGIONAL_ONLY = "ScaleMixer regional-only"
+BESIDE = {REGIONAL_ONLY: {}, f"{REGIONAL_ONLY}, own encoders": {"variable_width": 18}}
 WAYS = {"implicit": ("implicit",), "joint": ("joint",), "explicit": ("autoencoder", "translator")}
 SAVE = 50  # updates between checkpoints
-BOX = {"latitude": slice(8, 44), "longitude": slice(20, 64)}  # 16-56 N, 83-132 E: 36 x 44 of 58 x 89 cells
+BOX = slice(8, 44), slice(20, 64)  # rows and columns: 16-56 N, 83-132 E: 36 x 44 of 58 x 89 cells
 SHIPPED = "met2net-twin-ea"
 PAIRS = "Intervals reach from the lowest to the highest bound over all pairs of seeds."
 CLAIM = "The paper claims 28.82 % (t2m) and 23.39 % (r) less than the best before it, on WeatherBench; these are other data."
@@ -79,13 +81,13 @@ class Setting:
     every: int = 1
     validation: tuple = VALIDATION
     check_every: int = 250
-    whole: int = 1600  # updates of the network for the whole region
+    whole: int = 600  # updates of the first implicit network on the whole region
     regional_only: twin_ea.Setting | None = twin_ea.SETTINGS["cpu"]
 
     @property
     def systems(self) -> tuple[str, ...]:
         """What is trained in the twin world."""
-        return (*WAYS, REGIONAL_ONLY) if self.regional_only else tuple(WAYS)
+        return (*WAYS, *BESIDE) if self.regional_only else tuple(WAYS)
 
 
 BRIEF = ((VALIDATION[0][0], str(np.datetime64(VALIDATION[0][0]) + 30 * HOUR)),)
@@ -102,7 +104,7 @@ SETTINGS = {
     "twin": {
         "try": Setting(4, 2, 1e-3, SMALL, "cpu", seeds=(0,), hours=12, every=4, validation=BRIEF, whole=4, regional_only=TRIED),
         "cpu": Setting(1200, 2, 1e-3, SMALL, "cpu", check_every=400),
-        "gpu": Setting(20000, 16, 1e-3, {}, "cuda", whole=20000, regional_only=twin_ea.SETTINGS["gpu"]),
+        "gpu": Setting(20000, 16, 1e-3, {}, "cuda", whole=5000, regional_only=twin_ea.SETTINGS["gpu"]),
     },
 }
 
@@ -262,21 +264,21 @@ def saved_of_sequences(own: np.ndarray, other: np.ndarray, draws: int = 2000) ->
 # ------------------------------------------------------------------------------------------------------------ twin world
 
 
-def twin_config(way: str, seed: int, setting: Setting, name: str = "") -> xsm.Met2NetTrainConfig:
+def twin_config(way: str, seed: int, setting: Setting) -> xsm.Met2NetTrainConfig:
     """One run on the hours of the region."""
     common = {"updates": setting.updates // len(WAYS[way]), "batch": setting.batch, "peak": setting.peak}
     return xsm.Met2NetTrainConfig(
-        name=name or f"met2net-{way}-{seed}",
-        train=TRAIN, validation=setting.validation, test=TEST, network=setting.network, seed=seed,
+        name=f"met2net-{way}-{seed}", train=TRAIN, validation=setting.validation, test=TEST, network=setting.network, seed=seed,
         check_every=setting.check_every, stages=tuple(xsm.Stage(kind=kind, **common) for kind in WAYS[way]), reduced=True,
     )  # fmt: skip
 
 
-def regional_only_config(seed: int, setting: Setting) -> xsm.TrainConfig:
+def beside_config(name: str, seed: int, setting: Setting) -> xsm.TrainConfig:
     """ScaleMixer without a driver, normalized like the others; it is told more: terrain, the sun, the hour."""
     system = next(each for each in twin_ea.SYSTEMS if each.network.get("coupling") == "none")
-    config = replace(twin_ea.regional_config(system, seed, setting.regional_only), reduced=True, validation=setting.validation)
-    return replace(config, name=f"{REGIONAL_ONLY} {seed}")
+    config = twin_ea.regional_config(system, seed, setting.regional_only)
+    network = {**config.network, **BESIDE[name]}
+    return replace(config, name=f"{name} {seed}", network=network, reduced=True, validation=setting.validation)
 
 
 def train_twin(way: str, seed: int, setting: Setting, tree: xr.DataTree, folder: Path) -> None:
@@ -284,8 +286,8 @@ def train_twin(way: str, seed: int, setting: Setting, tree: xr.DataTree, folder:
     region = tree["regional"].to_dataset()
     how = {"folder": folder, "device": setting.device, "save_updates": SAVE, "workers": 1}
     with counted(folder):
-        if way == REGIONAL_ONLY:  # its global network is not heard, and not counted
-            model = xsm.train(regional_only_config(seed, setting), tree, outer="twin-ea-small", **how)
+        if way in BESIDE:  # its global network is not heard, and not counted
+            model = xsm.train(beside_config(way, seed, setting), tree, outer="twin-ea-small", **how)
             trained = sum(p.numel() for name, p in model.network.named_parameters() if not name.startswith("outer."))
         else:
             model = xsm.train(twin_config(way, seed, setting), region, **how)
@@ -312,7 +314,8 @@ def twin(options: argparse.Namespace) -> None:
 def cut(tree: xr.DataTree) -> xr.DataTree:
     """With the part of the region that the ways of training are compared on."""
     region = tree["regional"].to_dataset()
-    return xr.DataTree.from_dict({"/global": tree["global"].to_dataset(), "/regional": region.isel(BOX)})
+    part = region.isel(dict(zip(region["t2m"].dims[-2:], BOX, strict=True)))
+    return xr.DataTree.from_dict({"/global": tree["global"].to_dataset(), "/regional": part})
 
 
 def keep_tables(root: Path, text: str) -> None:
@@ -322,14 +325,19 @@ def keep_tables(root: Path, text: str) -> None:
 
 
 def whole(options: argparse.Namespace) -> None:
-    """The network that is shipped; its scores beside ScaleMixer with its driver; which variable listens to which."""
+    """The first implicit network goes on learning on the whole region; scores beside ScaleMixer; which variable listens to which."""
     setting, root = SETTINGS["twin"][options.setting], folder_of("whole", options)
     folder = root / SHIPPED
     if not (folder / "model").exists():
         region = read_twin_world(options.data)["regional"].to_dataset()
-        config = twin_config("implicit", 0, replace(setting, updates=setting.whole), SHIPPED)
+        stage = xsm.Stage(kind="implicit", updates=setting.whole, batch=setting.batch, peak=setting.peak / 3)
+        how = {"folder": folder, "device": setting.device, "save_updates": SAVE, "workers": 1}
+        periods = {"train": TRAIN, "validation": setting.validation, "test": TEST}
         with counted(folder):
-            xsm.train(config, region, folder=folder, device=setting.device, save_updates=SAVE, workers=1).save(folder / "model")
+            start = folder_of("twin", options) / "implicit-0" / "model"
+            model = xsm.finetune(region, start, stages=(stage,), **periods, **how)
+            model.name = SHIPPED
+            model.save(folder / "model")
     tree = read_twin_world(options.data, later=options.later)
     text = score_twin(tree, root, {SHIPPED: folder / "model", "twin-ea-small": "twin-ea-small"}, setting, SHIPPED)
     keep_tables(root, text + "\n")
@@ -364,6 +372,7 @@ def score_twin(tree: xr.DataTree, root: Path, networks: dict[str, Path | str], s
     region, hours, blocks = tree["regional"].to_dataset(), setting.hours, blocks_of(tree, setting)
     init = np.sort(np.concatenate([*blocks.values()]))
     analyses = region[VARIABLES].load()
+    rows, columns = analyses["t2m"].shape[-2:]
     systems = {name: _forecasts(tree, init, hours, model, root / name, setting.device) for name, model in networks.items()}
     systems["persistence"] = xsm.persistence_forecast(analyses, init, hours)
     systems["24 h persistence"] = xsm.persistence_forecast(analyses, init, hours, period=24)
@@ -375,8 +384,7 @@ def score_twin(tree: xr.DataTree, root: Path, networks: dict[str, Path | str], s
             {name: fc.sel(reference_time=some) for name, fc in systems.items()}, analyses, variables=VARIABLES, **how
         )
         parts += [
-            f"Twin world A (twin experiment), {region.sizes['latitude']} x {region.sizes['longitude']} cells, {block}: "
-            f"{some.size} starts, hours 1 to {hours}.",
+            f"Twin world A (twin experiment), {rows} x {columns} cells, {block}: {some.size} starts, hours 1 to {hours}.",
             twin_table(scores, store, own),
         ]
     return "\n\n".join(parts)

@@ -68,11 +68,12 @@ def test_every_way_gets_the_same(benchmark):
     rates = {(stage.peak, stage.floor, stage.batch) for config in configs.values() for stage in config.stages}
     assert set(updates.values()) == {setting.updates} and len(rates) == 1
     same = ("train", "validation", "test", "variables", "reduced", "network", "seed")
-    beside = benchmark.regional_only_config(1, setting)
+    beside, encoders = (benchmark.beside_config(name, 1, setting) for name in benchmark.BESIDE)
     for name in same[:5]:
-        assert len({str(getattr(config, name)) for config in (*configs.values(), beside)}) == 1, name
+        assert len({str(getattr(config, name)) for config in (*configs.values(), beside, encoders)}) == 1, name
     assert all(len({str(getattr(config, name)) for config in configs.values()}) == 1 for name in same)
     assert beside.network["coupling"] == "none" and beside.seed == 1
+    assert encoders.network == beside.network | {"variable_width": 18} and encoders.stages == beside.stages
 
 
 @pytest.mark.parametrize(("task", "setting"), [("shapes", "cpu"), ("shapes", "gpu"), ("twin", "cpu"), ("twin", "gpu")])
@@ -103,30 +104,28 @@ def small(benchmark, monkeypatch):
     monkeypatch.setitem(benchmark.SETTINGS["twin"], "try", setting)
 
 
-def test_twin_from_training_to_tables(benchmark, small, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "BOX", {"latitude": slice(1, 9), "longitude": slice(2, 12)})
-    options = argparse.Namespace(setting="try", runs=tmp_path, data=tmp_path, later=None, part="1/1")
-    benchmark.twin(options)
+def test_twin_from_training_to_the_model_with_its_card(benchmark, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "BOX", (slice(1, 9), slice(2, 12)))
+    to = tmp_path / "met2net-twin-ea"
+    options = {"setting": "try", "runs": tmp_path, "data": tmp_path, "later": None}
+    benchmark.twin(argparse.Namespace(part="1/1", **options))
     text = (tmp_path / "twin-try" / "tables.md").read_text()
     assert text.count("| joint |") == 4  # two halves of the lead times, what is saved, costs
     assert "| MSE, hours 1 to 12 | t2m (K)2" in text and "23.39 %" in text
     assert "8 x 10 cells, test blocks: 4 starts, hours 1 to 13" in text
 
-
-def test_the_whole_region_from_training_to_the_model_with_its_card(benchmark, small, tmp_path, monkeypatch):
     score, scored = benchmark.score_twin, []
 
     def alone(tree, root, networks, *others):
         """Without twin-ea-small, which has another region."""
-        scored.append(dict(networks))
+        scored.append(set(networks))
         return score(tree, root, {name: model for name, model in networks.items() if name == benchmark.SHIPPED}, *others)
 
     monkeypatch.setattr(benchmark, "score_twin", alone)
-    to = tmp_path / "met2net-twin-ea"
-    options = argparse.Namespace(setting="try", runs=tmp_path, data=tmp_path, later=None, figures=tmp_path, publish=to)
-    benchmark.whole(options)
-    text = (tmp_path / "whole-try" / "tables.md").read_text()
+    benchmark.whole(argparse.Namespace(figures=tmp_path, publish=to, **options))
+    text, model = (tmp_path / "whole-try" / "tables.md").read_text(), xsm.load(to)
     assert "10 x 12 cells, test blocks: 4 starts" in text and "| MSE that met2net-twin-ea saves, all hours, % |" in text
-    assert set(scored[0]) == {benchmark.SHIPPED, "twin-ea-small"}
+    assert scored == [{benchmark.SHIPPED, "twin-ea-small"}]
     assert (tmp_path / "met2net-attention.png").stat().st_size > 5000
-    assert xsm.load(to).name == "met2net-twin-ea" and text.strip() in (to / "CARD.md").read_text()
+    assert model.name == "met2net-twin-ea" and model.about["finetuned"]["from"] == "met2net-implicit-0"
+    assert text.strip() in (to / "CARD.md").read_text()
