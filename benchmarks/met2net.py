@@ -325,7 +325,7 @@ def keep_tables(root: Path, text: str) -> None:
 
 
 def whole(options: argparse.Namespace) -> None:
-    """The first implicit network goes on learning on the whole region; scores beside ScaleMixer; which variable listens to which."""
+    """The first implicit network goes on learning on the whole region and is scored; which variable listens to which."""
     setting, root = SETTINGS["twin"][options.setting], folder_of("whole", options)
     folder = root / SHIPPED
     if not (folder / "model").exists():
@@ -334,7 +334,8 @@ def whole(options: argparse.Namespace) -> None:
         how = {"folder": folder, "device": setting.device, "save_updates": SAVE, "workers": 1}
         periods = {"train": TRAIN, "validation": setting.validation, "test": TEST}
         with counted(folder):
-            start = folder_of("twin", options) / "implicit-0" / "model"
+            start = xsm.load(folder_of("twin", options) / "implicit-0" / "model")
+            start.name = "met2net-implicit-0"
             model = xsm.finetune(region, start, stages=(stage,), **periods, **how)
             model.name = SHIPPED
             model.save(folder / "model")
