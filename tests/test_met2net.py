@@ -27,8 +27,8 @@ def build(seed=0, **changes):
     return Met2Net(replace(TINY, **changes)).eval()
 
 
-def objective_of(way="implicit", seed=0, momentum=0.9, encoder_momentum=0.0, **changes):
-    settings = ObjectiveConfig(way=way, momentum=momentum, encoder_momentum=encoder_momentum)
+def objective_of(way="implicit", seed=0, momentum=0.9, encoder_momentum=0.0, forecast_weight=0.0, **changes):
+    settings = ObjectiveConfig(way=way, momentum=momentum, encoder_momentum=encoder_momentum, forecast_weight=forecast_weight)
     return Met2NetObjective(build(seed, objective=settings, **changes)).train()
 
 
@@ -100,6 +100,7 @@ def test_config_rejects_unknown_keys(part):
         (lambda: replace(SMALL, depth=0), "depth=0; needed at least 1"),
         (lambda: ObjectiveConfig(way="both"), "way='both'; choose one of"),
         (lambda: ObjectiveConfig(momentum=1.5), "momentum=1.5; needed 0 to 1"),
+        (lambda: ObjectiveConfig(forecast_weight=-1.0), "forecast_weight=-1.0; needed 0 or more"),
     ],
 )
 def test_bad_settings_say_what_was_needed(change, message):
@@ -284,13 +285,13 @@ def test_gradients_reach_exactly_what_a_stage_trains(way, stage, parts):
     assert reached == {name for name, p in objective.named_parameters() if id(p) in trained}
 
 
-@pytest.mark.parametrize("encoder_momentum", [0.0, 0.5])
-def test_each_part_of_the_implicit_loss_trains_its_own_stage(encoder_momentum):
-    objective, batch = objective_of(encoder_momentum=encoder_momentum), batch_of()
+@pytest.mark.parametrize(("encoder_momentum", "weight"), [(0.0, 0.0), (0.5, 0.0), (0.0, 1.0)])
+def test_each_part_of_the_implicit_loss_trains_its_own_stage(encoder_momentum, weight):
+    objective, batch = objective_of(encoder_momentum=encoder_momentum, forecast_weight=weight), batch_of()
     net, latent = objective.network, objective.network.encode(batch["past"])
     outside = [*net.encoders.parameters(), *net.decoders.parameters()]
     stage_1 = objective.reconstruction_loss(latent, batch["future"])
-    stage_2 = objective.latent_loss(batch["past"], latent, batch["future"])
+    stage_2 = sum(objective.second_stage(batch["past"], latent, batch["future"]).values())
     gradients = torch.autograd.grad(stage_1, [*outside, *net.translator.parameters()], retain_graph=True, allow_unused=True)
     assert all(g is not None for g in gradients[: len(outside)]) and set(gradients[len(outside) :]) == {None}
     gradients = torch.autograd.grad(stage_2, [*net.translator.parameters(), *outside], allow_unused=True)
@@ -302,6 +303,13 @@ def test_loss_is_the_sum_of_its_parts():
     assert set(parts) == {"reconstruction", "latent"}
     torch.testing.assert_close(total.detach(), sum(parts.values()))
     assert not any(part.requires_grad for part in parts.values())
+
+
+def test_the_third_term_is_the_weighted_error_of_the_forecast():
+    objective, batch = objective_of(forecast_weight=0.5), batch_of()
+    parts = objective.loss(batch, "implicit")[1]
+    forecast = objective.network(batch["past"])
+    torch.testing.assert_close(parts["forecast"], 0.5 * (forecast - batch["future"]).square().mean().detach())
 
 
 def test_autoencoders_learn_past_and_future_frames_alike():

@@ -4,7 +4,7 @@ Paper (arXiv 2507.17189)              here
 -----------------------------------   ---------------------------------------------------------------
 encoder, decoder of each variable     Encoders, Decoders: one network for each group of channels
 translator                            Translator: TranslatorBlock with VariableAttention and TemporalAttentionUnit
-stage I, stage II, moving averages    Met2NetObjective: reconstruction_loss, latent_loss, after_step
+stage I, stage II, moving averages    Met2NetObjective: reconstruction_loss, second_stage, after_step
 single-stage, explicit two-stage      Met2NetObjective with way="joint", way="explicit"
 
 Shapes: B batch, T past frames, T' future frames, C channels, G groups of channels, S width of the features of a frame,
@@ -25,6 +25,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from xscalemixer.nn.blocks import DropPath, require_shape
@@ -66,11 +67,15 @@ class ObjectiveConfig:
         Share of its old weights that the frozen translator keeps at each update, 0..1.
     encoder_momentum : float
         The same for the encoders that make the latents of stage II; 0: the encoders themselves, as published.
+    forecast_weight : float
+        Of a third term of the implicit way, which published code computes and weighs with 0: stage II also minimizes the error
+        of the decoded forecast, decoders frozen.
     """
 
     way: TrainingWay = "implicit"
     momentum: float = 0.9
     encoder_momentum: float = 0.0
+    forecast_weight: float = 0.0
 
     def __post_init__(self):
         if self.way not in STAGES:
@@ -78,6 +83,8 @@ class ObjectiveConfig:
         for name in ("momentum", "encoder_momentum"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}={getattr(self, name)}; needed 0 to 1")
+        if self.forecast_weight < 0.0:
+            raise ValueError(f"forecast_weight={self.forecast_weight}; needed 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -483,7 +490,7 @@ class Met2NetObjective(nn.Module):
     Implicit two-stage training does both stages in each update (sum of both losses, one optimizer step):
 
     - Stage I: encoders and decoders learn to forecast through a frozen translator; gradients pass through it.
-    - Stage II: the translator learns the latents of the future; encoders frozen.
+    - Stage II: the translator learns the latents of the future (and, if asked, the forecast); encoders, decoders frozen.
 
     The frozen translator is the moving average of the trained one. The paper also keeps frozen encoders and decoders that
     equal the trained ones at each update: a detached latent is the same, without a copy. Its frozen decoders enter no loss,
@@ -529,10 +536,7 @@ class Met2NetObjective(nn.Module):
         match stage:
             case "implicit":
                 latent = net.encode(past)
-                parts = {
-                    "reconstruction": self.reconstruction_loss(latent, future),
-                    "latent": self.latent_loss(past, latent, future),
-                }
+                parts = {"reconstruction": self.reconstruction_loss(latent, future), **self.second_stage(past, latent, future)}
             case "joint":
                 parts = {"forecast": net.loss(net(past), future)}
             case "autoencoder":
@@ -541,7 +545,7 @@ class Met2NetObjective(nn.Module):
             case "translator":
                 with torch.no_grad():
                     latent = net.encode(past)
-                parts = {"latent": self.latent_loss(past, latent, future)}
+                parts = self.second_stage(past, latent, future)
         return reduce(torch.add, parts.values()), {name: part.detach() for name, part in parts.items()}
 
     def reconstruction_loss(self, latent: Tensor, future: Tensor) -> Tensor:
@@ -551,13 +555,18 @@ class Met2NetObjective(nn.Module):
             raise ValueError(f"training the {self.config.way} way has no reconstruction through a frozen translator")
         return net.loss(net.decoders(self.frozen_translator(latent), future.shape[-2:]), future)
 
-    def latent_loss(self, past: Tensor, latent: Tensor, future: Tensor) -> Tensor:
-        """Stage II, trains the translator: fields (B, T, C, H, W), their latents, fields (B, T', C, H, W) -> ()."""
-        slow = self.slow_encoders
+    def second_stage(self, past: Tensor, latent: Tensor, future: Tensor) -> dict[str, Tensor]:
+        """Losses that train the translator alone: fields (B, T, C, H, W), their latents, fields (B, T', C, H, W) -> () each."""
+        slow, net, weight = self.slow_encoders, self.network, self.config.forecast_weight
         with torch.no_grad():
             start = latent if slow is None else slow(past)
-            target = (self.network.encoders if slow is None else slow)(future)
-        return self.network.loss(self.network.translator(start.detach()), target)
+            target = (net.encoders if slow is None else slow)(future)
+        found = net.translator(start.detach())
+        losses = {"latent": net.loss(found, target)}
+        if weight:
+            frozen = {name: parameter.detach() for name, parameter in net.decoders.named_parameters()}
+            losses["forecast"] = weight * net.loss(functional_call(net.decoders, frozen, (found, future.shape[-2:])), future)
+        return losses
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -258,6 +258,10 @@ class CorrDiffConfig(TrainConfig):
     residual : bool
         The regression adds its change to the interpolated input where a channel is both input and output (China variant), and
         makes the whole field where it is not; False: it makes all fields itself, as in the paper.
+    reduced : bool
+        Temperature and pressure are reduced to sea level (`xscalemixer.reduction`) before they are interpolated, and carried
+        back to the fine relief, where the input has orography: what is interpolated and learned is the weather then, not the
+        relief. The paper does without.
     patch : (int, int), optional
         Train the diffusion on patches of these rows and columns; default: on the whole domain.
     patches : int
