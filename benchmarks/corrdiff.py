@@ -109,11 +109,9 @@ def carried(source: xr.Dataset, model: Downscaler, channels: tuple[str, ...]) ->
     report.raise_errors()
     fields = model.interpolate(coarse.values()[:])
     offset, factor = to_sea_level(model.coarse.schema, model.static["orog"])
-    places = [model.coarse.schema.channels.index(name) for name in channels]
-    axes = {"time": coarse.time, "latitude": model.fine.grid.latitude, "longitude": model.fine.grid.longitude}
-    values = {name: (tuple(axes), fields[:, i] * factor[i] + offset[i]) for name, i in zip(channels, places, strict=True)}
-    found = on_fine_grid(source, model, channels).drop_vars(channels)
-    return found.assign(xr.Dataset(values, axes).assign_coords(found.coords))
+    found, places = on_fine_grid(source, model, channels), [model.coarse.schema.channels.index(name) for name in channels]
+    values = {name: fields[:, i] * factor[i] + offset[i] for name, i in zip(channels, places, strict=True)}
+    return found.assign({name: found[name].copy(data=field) for name, field in values.items()})
 
 
 def at_lead_zero(ds: xr.Dataset) -> xr.Dataset:

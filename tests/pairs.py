@@ -5,6 +5,7 @@ import xarray as xr
 from worlds import HOUR, START, box, globe
 
 import xscalemixer as xsm
+from xscalemixer.physics.pressure import standard_pressure
 
 NETWORK = {"regression": {"width": 8}, "diffusion": {"width": 8}}
 
@@ -16,6 +17,23 @@ def pair(hours=24) -> xr.DataTree:
     noise = np.random.default_rng(0).standard_normal(target["t2m"].shape)
     target["t2m"] = target["t2m"] + noise.astype("f4")
     return xr.DataTree.from_dict({"/input": globe(times), "/target": target})
+
+
+def over_relief() -> xr.DataTree:
+    """The standard atmosphere, a kelvin warmer and a hectopascal heavier every hour, over the relief of each grid."""
+    groups = {}
+    for name, group in pair().items():
+        ds = group.to_dataset()
+        ds["orog"] = (
+            (1500.0 + 1200.0 * np.cos(ds["latitude"]) * np.sin(ds["longitude"])).astype("f4").assign_attrs(ds["orog"].attrs)
+        )
+        hour = xr.DataArray(np.arange(ds.sizes["time"], dtype="f4"), dims="time")
+        share = standard_pressure(ds["orog"]) / standard_pressure(0.0)
+        fields = {"t2m": 290.0 + hour - 0.0065 * ds["orog"], "sp": share * (1e5 + 100.0 * hour)}
+        for v, field in fields.items():
+            ds[v] = field.transpose(*ds[v].dims).astype("f4").assign_attrs(ds[v].attrs)
+        groups[f"/{name}"] = ds
+    return xr.DataTree.from_dict(groups)
 
 
 def config(**changes) -> xsm.CorrDiffConfig:

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from pairs import over_relief, trained
 from programs import benchmark_module
+
+from xscalemixer.nn.sampling import SolverConfig
 
 HOUR = np.timedelta64(1, "h")
 CENTER = {"t2m": 280.0, "u10": 0.0, "v10": 0.0, "q2m": 5e-3, "sp": 9e4, "tcc": 0.5, "ssrd": 500.0}
@@ -94,3 +97,25 @@ def test_pictures(benchmark, systems, truth, tmp_path):
         draw(systems, truth, tmp_path / f"{name}.png")
     benchmark.draw_spectra(power, tmp_path / "spectra.png")
     assert all((tmp_path / f"{name}.png").stat().st_size > 10_000 for name in ("ranks", "maps", "spectra"))
+
+
+def test_a_model_as_it_was_trained(benchmark):
+    model = trained()
+    model.network.spread.fill_(2.0)
+    model.solver = SolverConfig.fast()
+    raw = benchmark.uncalibrated(model)
+    assert raw.network.spread.unique().tolist() == [1.0] and raw.solver == SolverConfig()
+    assert model.network.spread.unique().tolist() == [2.0] and model.solver == SolverConfig.fast()
+
+
+def test_interpolated_at_sea_level_and_carried_back(benchmark):
+    tree, channels = over_relief(), ("t2m", "sp")
+    pair = {"inputs": channels, "outputs": channels}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pairs.pair", lambda: tree)
+        model = trained(**pair)
+    truth = tree["target"].to_dataset()
+    found = benchmark.carried(tree["input"].to_dataset(), model, channels)
+    assert {"t2m", "sp"} <= set(found) and found["sp"].attrs["units"] == "Pa"
+    for name, within in (("t2m", 0.02), ("sp", 5.0)):
+        np.testing.assert_allclose(found[name].transpose(*truth[name].dims), truth[name], atol=within)

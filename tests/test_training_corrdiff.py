@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from pairs import config, forecasts, pair, trained
+from pairs import config, forecasts, over_relief, pair, trained
 from torch.utils.data import default_collate
 from worlds import HOUR, forecaster
 
@@ -20,7 +20,6 @@ from xscalemixer.downscaler import Downscaler
 from xscalemixer.errors import CheckpointError, InputError, SchemaError
 from xscalemixer.nn.corrdiff import Condition
 from xscalemixer.nn.draws import drawing_for, normal
-from xscalemixer.physics.pressure import standard_pressure
 from xscalemixer.state import STATICS
 from xscalemixer.training.corrdiff import CoarseToFine, DiffusionObjective, PairData, RegressionObjective
 from xscalemixer.training.ranks import Ranks
@@ -102,23 +101,6 @@ def test_regression_starts_from_the_input(data):
     physical = mean[:, 0] * data.fine.stats.std["t2m"] + data.fine.stats.mean["t2m"]
     coarse = one["fields"][:, 0] * data.coarse.stats.std["t2m"] + data.coarse.stats.mean["t2m"]
     torch.testing.assert_close(physical, coarse, atol=0.05, rtol=0)
-
-
-def over_relief() -> xr.DataTree:
-    """The standard atmosphere, a kelvin warmer and a hectopascal heavier every hour, over the relief of each grid."""
-    groups = {}
-    for name, group in pair().items():
-        ds = group.to_dataset()
-        ds["orog"] = (
-            (1500.0 + 1200.0 * np.cos(ds["latitude"]) * np.sin(ds["longitude"])).astype("f4").assign_attrs(ds["orog"].attrs)
-        )
-        hour = xr.DataArray(np.arange(ds.sizes["time"], dtype="f4"), dims="time")
-        share = standard_pressure(ds["orog"]) / standard_pressure(0.0)
-        fields = {"t2m": 290.0 + hour - 0.0065 * ds["orog"], "sp": share * (1e5 + 100.0 * hour)}
-        for v, field in fields.items():
-            ds[v] = field.transpose(*ds[v].dims).astype("f4").assign_attrs(ds[v].attrs)
-        groups[f"/{name}"] = ds
-    return xr.DataTree.from_dict(groups)
 
 
 def test_relief_need_not_be_learned():
