@@ -176,8 +176,10 @@ def ratios(members: xr.Dataset, other: xr.Dataset, truth: xr.Dataset) -> list[st
         if not mae.sum():  # radiation at night
             continue
         value = crps.sum() / mae.sum()
-        low, high = value + widening(blocks) * (np.percentile(counts @ crps / (counts @ mae), (2.5, 97.5)) - value)
-        cells[v] = f"{value:.2f} [{low:.2f}, {high:.2f}]" if blocks >= 3 else f"{value:.2f}"
+        cells[v] = f"{value:.2f}"
+        if blocks >= 3:
+            low, high = value + widening(blocks) * (np.percentile(counts @ crps / (counts @ mae), (2.5, 97.5)) - value)
+            cells[v] += f" [{low:.2f}, {high:.2f}]"
     return [cells.get(v, "-") for v in OUTPUTS if v in members]
 
 
