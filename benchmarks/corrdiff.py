@@ -54,10 +54,11 @@ def score(name: str, options: argparse.Namespace) -> None:
     if before == "bilinear" and model.height is not None:
         systems[CARRIED] = at_lead_zero(carried(source, model, task.shared))
     systems["regression"] = at_lead_zero(xsm.downscale(source, "mean", model=model, **run))
-    for label, each in ((RAW, uncalibrated(model)), ("CorrDiff", model)):
+    many = MEMBERS[options.setting]  # scores are fair to the number: half of them tell what calibration changes
+    for label, each, count in ((RAW, uncalibrated(model), max(2, many // 2)), ("CorrDiff", model, many)):
         store = folder / f"{'model' if each is model else 'trained'}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
-        systems[label] = at_lead_zero(xsm.downscale(source, MEMBERS[options.setting], model=each, **more))
+        systems[label] = at_lead_zero(xsm.downscale(source, count, model=each, **more))
     lines, power = spectra(systems, truth)
     text = [tables(systems, truth), by_lead(systems["CorrDiff"], truth), tails(systems, truth), ranks(systems, truth), lines]
     text = [part for part in text if part]
