@@ -288,10 +288,10 @@ def draw_spectra(power: xr.Dataset, file: Path) -> None:
     figure, panels = plt.subplots(2, 4, figsize=(15, 6.4), layout="constrained")
     whole, outputs = power.isel(wavenumber=power["complete"].values), [v for v in OUTPUTS if v in power]
     for panel, name in zip(panels.flat, outputs, strict=False):
-        for color, system in zip(("k", "C0", "C1", "C2", "C3"), whole["system"].values.tolist(), strict=True):
+        for number, system in enumerate(whole["system"].values.tolist()):
             line = whole[name].sel(system=system)
             if np.isfinite(line).all():  # cloud and radiation are not interpolated
-                panel.loglog(whole["wavelength"], line, label=system, color=color)
+                panel.loglog(whole["wavelength"], line, label=system, color=f"C{number - 1}" if number else "k")
         panel.invert_xaxis()
         panel.set(title=name, xlabel="wavelength (km)")
     _finish(panels, len(outputs))

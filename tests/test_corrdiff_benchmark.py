@@ -93,7 +93,7 @@ def test_a_model_without_radiation(benchmark, systems, truth, tmp_path):
 
 
 def test_pictures(benchmark, systems, truth, tmp_path):
-    power = benchmark.spectra(systems, truth)[1]
+    power = benchmark.spectra(systems | {benchmark.CARRIED: systems["bilinear"]}, truth)[1]
     for name, draw in (("ranks", benchmark.draw_ranks), ("maps", benchmark.draw_maps)):
         draw(systems, truth, tmp_path / f"{name}.png")
     benchmark.draw_spectra(power, tmp_path / "spectra.png")
