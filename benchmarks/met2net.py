@@ -103,7 +103,7 @@ SETTINGS = {
     },
     "twin": {
         "try": Setting(4, 2, 1e-3, SMALL, "cpu", seeds=(0,), hours=12, every=4, validation=BRIEF, whole=4, regional_only=TRIED),
-        "cpu": Setting(1200, 2, 1e-3, SMALL, "cpu", check_every=400),
+        "cpu": Setting(800, 2, 1e-3, SMALL, "cpu", check_every=400, regional_only=replace(twin_ea.SETTINGS["cpu"], regional=800)),
         "gpu": Setting(20000, 16, 1e-3, {}, "cuda", whole=5000, regional_only=twin_ea.SETTINGS["gpu"]),
     },
 }
