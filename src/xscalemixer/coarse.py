@@ -11,7 +11,7 @@ from xscalemixer.conform import conform, require_dataset
 from xscalemixer.errors import GridError, InputError
 from xscalemixer.grids import CurvilinearGrid, Grid, grid_of
 from xscalemixer.layouts import is_forecast, to_forecast
-from xscalemixer.reduction import to_sea_level
+from xscalemixer.reduction import REDUCED, changes
 from xscalemixer.regridding import Regridder, regrid
 from xscalemixer.report import Report
 from xscalemixer.samples import Fields, LazyFields
@@ -117,12 +117,11 @@ class Coarse:
     @property
     def over_relief(self) -> tuple[str, ...]:
         """Variables that a reduction to sea level changes."""
-        return tuple(name for name in ("t2m", "sp") if name in self.schema.names)
+        return tuple(name for name in REDUCED if name in self.schema.names)
 
     def _at_sea_level(self, height: np.ndarray) -> Coarse:
-        names = self.over_relief
-        offset, factor = to_sea_level(Schema.of(*names), height)
-        reduced = {name: (self.ds[name] - offset[i]) / factor[i] for i, name in enumerate(names)}
+        names, pairs = self.schema.channels, changes(self.schema, height)
+        reduced = {names[i]: (self.ds[names[i]] - offset) / factor for i, (offset, factor) in pairs.items()}
         return replace(self, ds=self.ds.assign(reduced))
 
     def _moved(self, grid: Grid, report: Report, what: str, fix: str) -> Coarse | None:

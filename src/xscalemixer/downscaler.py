@@ -18,6 +18,7 @@ from xscalemixer.nn.corrdiff import Condition, CorrDiff, CorrDiffNetworkConfig
 from xscalemixer.nn.sampling import Seed, SolverConfig
 from xscalemixer.nn.tiling import TilingConfig
 from xscalemixer.physics.solar import SOLAR_CONSTANT
+from xscalemixer.reduction import changes
 from xscalemixer.regridding import Regridder
 from xscalemixer.state import calendar_features, inner_insolation, level_insolation
 from xscalemixer.variables import Stats
@@ -245,13 +246,15 @@ class Downscaler(Model):
         cells : array of int, shape (P,), optional
             Their numbers, row by row.
         """
-        insolation = self._insolation(time)[0]
-        mean, std = self.fine.scale(self.static["orog"])
+        schema, insolation, height = self.fine.schema, self._insolation(time)[0], self.static["orog"]
         if cells is not None:
-            insolation = insolation.flatten()[cells][None]
-            mean, std = (part if part.ndim == 1 else part.reshape(len(part), -1)[:, None, cells] for part in (mean, std))
-        scale = Normalizer(mean, std).to(fields.device)
-        return bound(scale.inverse(fields.float()), self.fine, insolation.to(fields.device))
+            insolation, height = insolation.flatten()[cells][None], height.flatten()[cells][None]
+        fields = Normalizer(*self.fine.stats.arrays(schema)).to(fields.device).inverse(fields.float())
+        if self.fine.stats.reduced:  # channel by channel: statistics of all cells would take as much memory as the fields
+            for channel, pair in changes(schema, height).items():
+                offset, factor = (torch.from_numpy(part).to(fields.device) for part in pair)
+                fields[..., channel, :, :].mul_(factor).add_(offset)
+        return bound(fields, self.fine, insolation.to(fields.device))
 
     def tiling(self, patch: tuple[int, int] | None = None, together: int | None = None) -> TilingConfig:
         """Patches of the size asked for, else of training, else small ones on a large domain; memory follows from their size.

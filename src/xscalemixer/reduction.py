@@ -12,11 +12,38 @@ import numpy as np
 from xscalemixer.physics.pressure import standard_pressure, standard_temperature
 from xscalemixer.variables import Schema
 
-__all__ = ["to_sea_level"]
+__all__ = ["REDUCED", "changes", "to_sea_level"]
+
+REDUCED = ("t2m", "sp")  # channels that change
+
+
+def changes(schema: Schema, height: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Offset and factor of the channels that change, by their number: reduced = (field - offset) / factor.
+
+    Parameters
+    ----------
+    schema : Schema
+    height : array, any shape, m
+
+    Returns
+    -------
+    dict of (offset, factor), arrays of that shape, float32
+        ``t2m`` is reduced with the lapse rate of the ICAO standard atmosphere, ``sp`` by the ratio of its pressures.
+    """
+    found = {}
+    for channel, name in enumerate(schema.channels):
+        if name in REDUCED:
+            offset, factor = np.zeros(height.shape, "f4"), np.ones(height.shape, "f4")
+            if name == "t2m":
+                offset[...] = standard_temperature(height) - standard_temperature(0.0)
+            else:
+                factor[...] = standard_pressure(height) / standard_pressure(0.0)
+            found[channel] = offset, factor
+    return found
 
 
 def to_sea_level(schema: Schema, height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and factor of each channel: reduced = (field - offset) / factor.
+    """Offset and factor of each channel: reduced = (field - offset) / factor; channels that do not change have 0 and 1.
 
     Parameters
     ----------
@@ -26,14 +53,9 @@ def to_sea_level(schema: Schema, height: np.ndarray) -> tuple[np.ndarray, np.nda
     Returns
     -------
     offset, factor : array, shape (C, h, w), float32
-        ``t2m`` is reduced with the lapse rate of the ICAO standard atmosphere, ``sp`` by the ratio of its pressures; other
-        channels stay as they are.
     """
     shape = (len(schema), *height.shape)
     offset, factor = np.zeros(shape, "f4"), np.ones(shape, "f4")
-    for channel, name in enumerate(schema.channels):
-        if name == "t2m":
-            offset[channel] = standard_temperature(height) - standard_temperature(0.0)
-        if name == "sp":
-            factor[channel] = standard_pressure(height) / standard_pressure(0.0)
+    for channel, pair in changes(schema, height).items():
+        offset[channel], factor[channel] = pair
     return offset, factor
