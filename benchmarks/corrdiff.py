@@ -54,7 +54,7 @@ def score(name: str, options: argparse.Namespace) -> None:
     if before == "bilinear" and model.height is not None:
         systems[CARRIED] = at_lead_zero(carried(source, model, task.shared))
     systems["regression"] = at_lead_zero(xsm.downscale(source, "mean", model=model, **run))
-    many = MEMBERS[options.setting]  # scores are fair to the number: half of them tell what calibration changes
+    many = MEMBERS[options.setting]  # CRPS and spread are fair to the number: half of them tell what calibration changes
     for label, each, count in ((RAW, uncalibrated(model), max(2, many // 2)), ("CorrDiff", model, many)):
         store = folder / f"{'model' if each is model else 'trained'}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
@@ -216,12 +216,18 @@ def ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> str:
     """How often the truth lies outside of all members, over what chance gives."""
     outputs = shown_in(systems)
     lines = [["truth outside of the members, over chance", *outputs]]
-    for name, ds in systems.items():
-        if "member" in ds.dims:
-            found = rank_histogram(ds, truth, variables=outputs).mean("lead_time")
-            outside = [float(found[v].isel(rank=[0, -1]).sum()) * (ds.sizes["member"] + 1) / 2 for v in outputs]
-            lines.append([name, *(f"{value:.2f}" for value in outside)])
+    for name, ds in as_many(systems).items():
+        found = rank_histogram(ds, truth, variables=outputs).mean("lead_time")
+        outside = [float(found[v].isel(rank=[0, -1]).sum()) * (ds.sizes["member"] + 1) / 2 for v in outputs]
+        lines.append([name, *(f"{value:.2f}" for value in outside)])
     return markdown(lines)
+
+
+def as_many(systems: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """Those with members, all with the same number: ranks can only be compared so."""
+    found = {name: ds for name, ds in systems.items() if "member" in ds.dims}
+    count = min(ds.sizes["member"] for ds in found.values())
+    return {name: ds.isel(member=slice(count)) for name, ds in found.items()}
 
 
 def spectra(systems: dict[str, xr.Dataset], truth: xr.Dataset) -> tuple[str, xr.Dataset]:
@@ -263,8 +269,8 @@ def draw_ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) ->
     """How often the truth has each rank among the members, over chance, before and after calibration."""
     plt, outputs = pyplot(), shown_in(systems)
     figure, panels = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained", sharex=True)
-    for name, color in ((RAW, "C1"), ("CorrDiff", "C0")):
-        found = rank_histogram(systems[name], truth, variables=outputs).mean("lead_time")
+    for (name, ds), color in zip(as_many(systems).items(), ("C1", "C0"), strict=True):
+        found = rank_histogram(ds, truth, variables=outputs).mean("lead_time")
         edges = np.linspace(0, 1, found.sizes["rank"] + 1)
         for panel, v in zip(panels.flat, outputs, strict=False):
             panel.stairs(found[v] * found.sizes["rank"], edges, label=name, color=color, lw=1.5)
