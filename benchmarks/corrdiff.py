@@ -55,7 +55,8 @@ def score(name: str, options: argparse.Namespace) -> None:
         systems[CARRIED] = at_lead_zero(carried(source, model, task.shared))
     systems["regression"] = at_lead_zero(xsm.downscale(source, "mean", model=model, **run))
     many = MEMBERS[options.setting]  # CRPS and spread are fair to the number: half of them tell what calibration changes
-    for label, each, count in ((RAW, uncalibrated(model), max(2, many // 2)), ("CorrDiff", model, many)):
+    drawn = {RAW: (uncalibrated(model), max(2, many // 2)), "CorrDiff": (model, many)}
+    for label, (each, count) in list(drawn.items())[options.calibrated :]:
         store = folder / f"{'model' if each is model else 'trained'}.zarr"
         more = {"to": store, "resume": store.exists(), "coherence": 12.0, **run}
         systems[label] = at_lead_zero(xsm.downscale(source, count, model=each, **more))
@@ -269,7 +270,8 @@ def draw_ranks(systems: dict[str, xr.Dataset], truth: xr.Dataset, file: Path) ->
     """How often the truth has each rank among the members, over chance, before and after calibration."""
     plt, outputs = pyplot(), shown_in(systems)
     figure, panels = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained", sharex=True)
-    for (name, ds), color in zip(as_many(systems).items(), ("C1", "C0"), strict=True):
+    for name, ds in as_many(systems).items():
+        color = "C1" if name == RAW else "C0"
         found = rank_histogram(ds, truth, variables=outputs).mean("lead_time")
         edges = np.linspace(0, 1, found.sizes["rank"] + 1)
         for panel, v in zip(panels.flat, outputs, strict=False):
@@ -318,6 +320,7 @@ def main() -> None:
     parser.add_argument("name", choices=tuple(TASKS))
     options_of(parser)
     parser.add_argument("--weights", type=Path, help="folder of the model; default: the shipped one")
+    parser.add_argument("--calibrated", action="store_true", help="do not draw from the model before calibration too")
     parser.add_argument("--figures", type=Path, help="folder for pictures")
     options = parser.parse_args()
     score(options.name, options)
