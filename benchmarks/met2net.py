@@ -439,7 +439,10 @@ def twin_costs(root: Path, groups: dict[str, list[str]]) -> str:
 
 
 def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) -> None:
-    """Which variable (rows) listens to which (columns), mean over starts and heads, one panel for each block."""
+    """Which variable (rows) listens to which (columns), mean over starts and heads, one panel for each block.
+
+    Each listens mostly to itself: those weights are written, the colors show the others.
+    """
     from xscalemixer.starting import prepare
 
     plt = pyplot()
@@ -448,14 +451,18 @@ def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) ->
     with torch.inference_mode():
         weights = torch.cat([model.network.attention(model.scale(state.inner)) for state in states]).mean((0, 2))
     names = model.inner.schema.channels
+    highest = float(weights.masked_fill(torch.eye(len(names), dtype=torch.bool), 0.0).max())
     figure, panels = plt.subplots(1, len(weights), figsize=(3 * len(weights) + 1, 3.2), layout="constrained", squeeze=False)
     for number, (panel, block) in enumerate(zip(panels[0], weights, strict=True), 1):
-        image = panel.imshow(block, vmin=0, vmax=float(weights.max()), cmap="viridis")
+        others = block.masked_fill(torch.eye(len(names), dtype=torch.bool), torch.nan)
+        image = panel.imshow(others, vmin=0, vmax=highest, cmap="viridis")
+        for i, weight in enumerate(block.diagonal().tolist()):
+            panel.text(i, i, f"{weight:.2f}"[1:], ha="center", va="center", fontsize=8)
         panel.set(xticks=range(len(names)), yticks=range(len(names)), title=f"block {number}")
         panel.set_xticklabels(names, rotation=90)
         panel.set_yticklabels(names if number == 1 else [])
-    figure.colorbar(image, ax=panels, label="weight")
-    figure.suptitle("Which variable (row) listens to which (column)\ntwin world A", fontsize=9)
+    figure.colorbar(image, ax=panels, label="weight of others")
+    figure.suptitle("Which variable (row) listens to which (column), on the diagonal to itself; twin world A", fontsize=9)
     figure.savefig(folder / "met2net-attention.png", dpi=80)
     plt.close(figure)
 
