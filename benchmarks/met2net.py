@@ -38,10 +38,11 @@ import safetensors.torch
 import torch
 import twin_ea
 import xarray as xr
-from common import HOUR, cost, counted, markdown, note, pyplot, saved, starts_within, unit
+from common import HOUR, cost, counted, draw_fields, markdown, note, pyplot, saved, starts_within, unit
 from twin_ea import BLOCKS, VARIABLES
 
 import xscalemixer as xsm
+from xscalemixer.conform import conform
 from xscalemixer.moving_shapes import CHANNELS, MovingShapes
 from xscalemixer.nn.met2net import Met2Net, Met2NetConfig
 from xscalemixer.training.alone import Met2NetStage
@@ -344,7 +345,9 @@ def whole(options: argparse.Namespace) -> None:
     keep_tables(root, text + "\n")
     model = xsm.load(folder / "model")
     if options.figures:
-        draw_attention(model, tree["regional"].to_dataset(), blocks_of(tree, setting)["test blocks"], options.figures)
+        region, init = tree["regional"].to_dataset(), blocks_of(tree, setting)["test blocks"]
+        draw_attention(model, region, init, options.figures)
+        draw_maps(model, region, init[-1], root, options.figures)
     if options.publish:
         card = f"{CARD.read_text(encoding='utf-8')}\n## Scores\n\n{text}\n"
         model.save(options.publish, card=card, overwrite=True, half=True)
@@ -465,6 +468,14 @@ def draw_attention(model, region: xr.Dataset, init: np.ndarray, folder: Path) ->
     figure.suptitle("Which variable (row) listens to which (column), on the diagonal to itself; twin world A", fontsize=9)
     figure.savefig(folder / "met2net-attention.png", dpi=80)
     plt.close(figure)
+
+
+def draw_maps(model, region: xr.Dataset, start: np.datetime64, root: Path, folder: Path) -> None:
+    """Forecasts of twelve hours from one start, kept in ``root``, beside the truth."""
+    valid, stores = start + 12 * HOUR, sorted(root.glob("*/forecast.zarr"))
+    shown = {store.parent.name: xr.open_zarr(store).sel(reference_time=start, lead_time=12) for store in stores}
+    shown["truth"] = conform(region.sel(time=[valid]), model.inner.schema)[0].isel(time=0)
+    draw_fields(shown, f"12 hours ahead, {str(valid)[:13]} UTC; twin world A", folder / "met2net-maps.png")
 
 
 # ---------------------------------------------------------------------------------------------------------------- tables

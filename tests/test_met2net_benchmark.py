@@ -126,6 +126,6 @@ def test_twin_from_training_to_the_model_with_its_card(benchmark, small, tmp_pat
     text, model = (tmp_path / "whole-try" / "tables.md").read_text(), xsm.load(to)
     assert "10 x 12 cells, test blocks: 4 starts" in text and "| MSE that met2net-twin-ea saves, all hours, % |" in text
     assert scored == [{benchmark.SHIPPED, "twin-ea-small"}]
-    assert (tmp_path / "met2net-attention.png").stat().st_size > 5000
+    assert all((tmp_path / f"met2net-{name}.png").stat().st_size > 5000 for name in ("attention", "maps"))
     assert model.name == "met2net-twin-ea" and model.about["finetuned"]["from"] == "met2net-implicit-0"
     assert text.strip() in (to / "CARD.md").read_text()
