@@ -504,7 +504,7 @@ def main() -> None:
         if name in ("twin", "whole"):
             command.add_argument("--later", type=Path, help="T106 segments of a later run")
         if name == "whole":
-            command.add_argument("--figures", type=Path, help="folder for the picture of who listens to whom")
+            command.add_argument("--figures", type=Path, help="folder for pictures")
             command.add_argument("--publish", type=Path, help="model folder to write, with its card")
         command.add_argument("runs", type=Path)
         command.add_argument("--setting", choices=("try", "cpu", "gpu"), default="cpu")

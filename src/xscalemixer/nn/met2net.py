@@ -68,8 +68,8 @@ class ObjectiveConfig:
     encoder_momentum : float
         The same for the encoders that make the latents of stage II; 0: the encoders themselves, as published.
     forecast_weight : float
-        Of a third term of the implicit way, which published code computes and weighs with 0: stage II also minimizes the error
-        of the decoded forecast, decoders frozen.
+        Of a third term, which published code computes and weighs with 0: where the translator learns latents it also minimizes
+        the error of the decoded forecast, decoders frozen.
     """
 
     way: TrainingWay = "implicit"
